@@ -1,0 +1,44 @@
+# Everything runs from a bare clone with Python >= 3.11: `make demo`, `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint test-slow test-core bench-builder bench-memory docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[build,dev]'
+	touch $@
+
+demo: $(STAMP)  ## compile the embedded checkpoint to int8 and let it tell a story
+	rm -rf out/demo
+	$(BIN)/edgec build examples/storyteller/checkpoint --target cpu --profile int8 \
+	    --eval-text examples/storyteller/data/heldout.txt --out out/demo
+	$(BIN)/edgec run out/demo --prompt 'Once' --max-new-tokens 120
+
+test: lint  ## lint, types, tests with coverage
+	$(BIN)/pytest --cov --cov-report=term --cov-report=xml
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: $(STAMP)  ## large models and fault campaigns
+	$(BIN)/pytest -m slow
+
+test-core:  ## the core alone, in an environment of its own: size, imports, commands
+	bash tests/core_install.sh $(PYTHON)
+
+bench-builder:  ## build time, memory and speed beside onnxruntime-genai's model builder
+	bash bench/builder/run.sh $(PYTHON)
+
+bench-memory: $(STAMP)  ## peak memory of building a random 1.5 B-parameter model
+	$(BIN)/python bench/memory/run.py
+
+docs: $(STAMP)  ## regenerate the tables in docs/
+	$(BIN)/python -m edgec.spec.table > docs/targets.md
+
+clean:
+	rm -rf $(VENV) out bench/.work

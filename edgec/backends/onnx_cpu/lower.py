@@ -1,0 +1,39 @@
+"""Canonical graph -> the graph that ONNX Runtime runs fastest on a CPU, and that onnxruntime-genai loads."""
+
+import onnx_ir as ir
+
+from edgec.backends.onnx_cpu.attention import lower_attention
+from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
+from edgec.backends.onnx_cpu.norm import lower_norms
+from edgec.backends.onnx_cpu.pack import pack_siblings
+from edgec.backends.onnx_cpu.rewrite import CONTRIB, sweep
+
+
+def lower(model: ir.Model, accuracy_level: int) -> ir.Model:
+    """Return a lowered copy of a canonical decoder graph; weights stay lazy.
+
+    Args:
+        model: the canonical graph; not changed.
+        accuracy_level: of MatMulNBits: 1 computes with float32 activations (exact mode), 4 with int8 ones.
+    """
+    lowered = model.clone()
+    graph = lowered.graph
+    lower_matmuls(graph, accuracy_level)
+    lower_gathers(graph)
+    pack_siblings(graph)
+    lower_attention(graph)
+    lower_norms(graph)
+    sweep(graph)
+    graph.opset_imports[CONTRIB] = 1
+    for value in [v for v in graph.inputs if v.name == "position_ids" and not v.uses()]:
+        graph.inputs.remove(value)
+    return lowered
+
+
+def with_accuracy_level(model: ir.Model, accuracy_level: int) -> ir.Model:
+    """Return a copy of a lowered model whose integer matmuls have another accuracy level."""
+    other = model.clone()
+    for node in other.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", accuracy_level)
+    return other

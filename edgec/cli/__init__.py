@@ -1,0 +1,71 @@
+"""The command line: one module per command; the module's name is the command's name."""
+
+import pkgutil
+import signal
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from edgec import __version__
+from edgec.errors import EdgecError
+
+
+class _Commands(click.Group):
+    """Find commands in this folder, so that adding a file adds a command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = import_module(f"edgec.cli.{cmd_name.replace('-', '_')}").command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edgec")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def edgec(debug: bool) -> None:
+    """Compile trained models for edge devices, and keep them honest in CI."""
+    del debug  # read from the command line in main(), where errors are printed
+
+
+def _terminate(_signum: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code (see edgec/errors.py)."""
+    debug = "--debug" in sys.argv[1:]
+    signal.signal(signal.SIGTERM, _terminate)  # so that clean-up runs as it does for Ctrl-C
+    try:
+        edgec.main(standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except EdgecError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"error: edgec failed on something that it did not expect: {type(error).__name__}: {error}\n"
+            "  to do: this is a bug in edgec; `edgec --debug ...` shows where",
+            err=True,
+        )
+        sys.exit(70)

@@ -1,0 +1,116 @@
+"""`edgec build`: checkpoint in, verified bundle out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgec.cli._console import json_option, print_json, print_table, progress, say
+from edgec.cli.plan import plan_options, resolve_plan
+from edgec.errors import RegressionError, require
+
+if TYPE_CHECKING:
+    from edgec.evaluate.corpus import Corpus
+    from edgec.report.model import Report
+    from edgec.spec.plan import Plan
+
+
+@click.command()
+@plan_options
+@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
+@click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure quality on.")
+@click.option("--no-verify", is_flag=True, help="Skip verification and measurement; the report says so.")
+@json_option
+def command(
+    checkpoint: str,
+    target: str,
+    profile: str,
+    backend: str | None,
+    ignore_config: tuple[str, ...],
+    out: Path | None,
+    eval_text: Path | None,
+    no_verify: bool,
+    as_json: bool,
+) -> None:
+    """Compile CHECKPOINT into a verified bundle for a target.
+
+    CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id. The bundle appears whole or not at all. Exit code
+    1 means that it was built, but is outside the profile's bounds.
+    """
+    from edgec.errors import OutputError
+    from edgec.spec.plan import check_backend
+
+    opened, decoder, plan = resolve_plan(checkpoint, target, profile, backend, ignore_config)
+    check_backend(plan)
+    require("torch", "build")
+    require("onnx_ir", "build")
+    bundle = out or Path(f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{target}-{profile}")
+    if bundle.exists():
+        raise OutputError(f"'{bundle}' exists already", hint="choose another name with --out, or remove it first")
+    corpus = None if no_verify else _corpus(opened.tokenizer_files(), plan, eval_text)
+
+    from edgec.build import build
+
+    with progress() as bar:
+
+        def announce(stage: str, steps: int) -> object:
+            task = bar.add_task(stage, total=steps or None)
+            return lambda _: bar.advance(task)
+
+        report = build(opened, decoder, plan, bundle, corpus=corpus, say=announce)
+    if as_json:
+        print_json({"bundle": bundle, "plan": plan, "report": report})
+    else:
+        _show(plan, report)
+        say(f"bundle: {bundle}")
+    if report.verification and report.verification.failures:
+        worst = report.verification.blame[0]
+        raise RegressionError(
+            "the bundle was built, but is outside its profile's bounds: " + "; ".join(report.verification.failures),
+            where=str(bundle),
+            hint=f"quantizing {worst.group} hurts most (mean KL {worst.mean_kl:.4f} alone): "
+            "give it more bits, or choose a profile with smaller groups",
+        )
+
+
+def _corpus(tokenizer_files: dict[str, bytes], plan: "Plan", text: Path | None) -> "Corpus":
+    from edgec.evaluate.corpus import load_corpus
+    from edgec.generate.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_files(tokenizer_files)
+    window = min(plan.verify.window, plan.context_length)
+    return load_corpus(text or plan.verify.text, tokenizer, tokens=plan.verify.tokens, window=window)
+
+
+def _show(plan: "Plan", report: "Report") -> None:
+    from edgec.report.page import describe_storage
+
+    size = sum(report.size_bytes.values())
+    rows = [
+        ("weights", describe_storage(plan.weights)),
+        ("size", f"{size / 2**20:.1f} MiB"),
+        ("build", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in report.stages)),
+        ("peak memory", f"{max(s.peak_rss_bytes for s in report.stages) / 2**20:.0f} MiB"),
+    ]
+    if report.verification is None:
+        rows.append(("verification", "skipped"))
+    else:
+        shipped, exact = report.verification.shipped, report.verification.exact
+        rows += [
+            ("exact mode", f"logits within {exact.max_error:.1e} of the canonical graph"),
+            (
+                "perplexity",
+                f"{shipped.reference_perplexity:.3f} -> {shipped.test_perplexity:.3f}, "
+                f"ratio {shipped.perplexity_ratio:.4f} +- {shipped.perplexity_ratio_se:.4f}",
+            ),
+            ("KL divergence", f"{shipped.mean_kl:.5f} +- {shipped.mean_kl_se:.5f} nats"),
+            ("top-1 agreement", f"{100 * shipped.top1_agreement:.2f} +- {100 * shipped.top1_agreement_se:.2f} %"),
+        ]
+    if report.latency is not None:
+        rows.append(
+            (
+                "speed here",
+                f"first token {report.latency.ttft_ms:.1f} ms, decode {report.latency.decode_tokens_per_s:.1f} tokens/s",
+            )
+        )
+    print_table(("", ""), rows)

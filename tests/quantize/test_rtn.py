@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgec.quantize.algorithms.rtn import quantize
+from edgec.quantize.scheme import Scheme
+
+SCHEMES = [
+    Scheme("int4", 32), Scheme("int4", 16, symmetric=False), Scheme("int4", None), Scheme("int4", 256),
+    Scheme("int8", None), Scheme("int8", 128, symmetric=False), Scheme("int4", None, symmetric=False),
+]  # fmt: skip
+
+
+def weight(rows=7, cols=90, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_codes_are_nearest_and_in_range(scheme):
+    w = weight()
+    q = quantize(w, None, scheme)
+    assert q.codes.dtype == (torch.int8 if scheme.symmetric else torch.uint8)
+    assert q.scales.shape == (7, scheme.groups(90))
+    assert (q.scales > 0).all()
+    width = scheme.group or 90
+    step = q.scales.repeat_interleave(width, 1)[:, :90]
+    error = (q.dequantize() - w).abs()
+    # Half a step from the weight; a zero point that was rounded may add another half at the ends of the range.
+    assert (error <= step * (0.5001 if scheme.symmetric else 1.0001)).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_matches_the_equations_written_out_in_float64(scheme):
+    w = weight(rows=3, cols=70, seed=1)
+    q = quantize(w, None, scheme)
+    width = scheme.group or 70
+    for row in range(3):
+        for group in range(scheme.groups(70)):
+            piece = w[row, group * width : (group + 1) * width].double().numpy()
+            top, bottom = max(piece.max(), 0), min(piece.min(), 0)
+            if scheme.symmetric:
+                scale, zero = max(top / scheme.high, bottom / scheme.low), 0
+            else:
+                scale = (top - bottom) / scheme.high
+                zero = round(-bottom / scale)
+            codes = np.clip(np.round(piece / scale) + zero, scheme.low, scheme.high)
+            found = q.codes[row, group * width : (group + 1) * width].numpy()
+            assert np.isclose(q.scales[row, group].item(), scale, rtol=1e-6)
+            assert np.abs(found - codes).max() <= 1  # ties may fall to the other side in float32
+            assert (found == codes).mean() > 0.95
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_zero_rows_equal_rows_and_one_column(scheme):
+    w = torch.zeros(4, 40)
+    w[1] = 3.0
+    w[2] = -0.25
+    q = quantize(w, None, scheme)
+    assert torch.equal(q.scales[0], torch.ones_like(q.scales[0]))
+    assert torch.equal(q.dequantize()[0], w[0])
+    assert torch.allclose(q.dequantize(), w, rtol=1e-6)
+    assert torch.allclose(quantize(w[:, :1], None, scheme).dequantize(), w[:, :1], rtol=1e-6)
+
+
+def test_the_smallest_floats_stay_finite():
+    w = torch.full((1, 32), 1e-44)
+    q = quantize(w, None, Scheme("int4", 32))
+    assert torch.isfinite(q.dequantize()).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 300), st.sampled_from(SCHEMES), st.integers(0, 2**31))
+def test_any_shape_keeps_the_error_bound_and_more_bits_never_hurt(rows, cols, scheme, seed):
+    w = weight(rows, cols, seed)
+    error = (quantize(w, None, scheme).dequantize() - w).square().mean()
+    finer = Scheme("int8", scheme.group, scheme.symmetric)
+    assert (quantize(w, None, finer).dequantize() - w).square().mean() <= error + 1e-12
+
+
+def test_pieces_and_threads_do_not_change_the_bytes(monkeypatch):
+    w, scheme = weight(50, 128), Scheme("int4", 32)
+    whole = quantize(w, None, scheme)
+    monkeypatch.setattr("edgec.quantize.algorithms.rtn._ELEMENTS_AT_ONCE", 300)
+    pieces = quantize(w, None, scheme)
+    assert torch.equal(whole.codes, pieces.codes)
+    assert torch.equal(whole.scales, pieces.scales)
