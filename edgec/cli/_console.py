@@ -1,8 +1,8 @@
 """What the commands print: results on stdout (tables, or JSON for machines), talk on stderr."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,10 +26,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=SIMPLE, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE, title=title, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, overflow="fold")  # the first one is there to be copied
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(soft_wrap=False).print(table)
+    Console().print(table)
 
 
 def say(message: str) -> None:
@@ -52,6 +54,3 @@ def progress() -> "Progress":
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-Tick = Callable[..., Any]

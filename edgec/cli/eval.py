@@ -1,7 +1,8 @@
 """`edgec eval`: measure the quality of a bundle on a text."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
-@click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text, documents apart by blank lines.")
+@click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text.  [default: the plan's]")
 @click.option("--source", metavar="CHECKPOINT", help="Compare with this checkpoint, token by token.")
 @click.option("--tokens", type=click.IntRange(min=2), help="How many tokens.  [default: the plan's]")
 @click.option("--window", type=click.IntRange(min=2), help="Tokens in one window.  [default: the plan's]")
@@ -35,31 +36,80 @@ def command(
     With --source also its perplexity ratio, KL divergence and top-1 agreement against the checkpoint that it was built
     from; that needs the `build` extra.
     """
-    from edgec.bundle.artifact import find_artifact, read_plan
+    from edgec.bundle.open import find_artifact, read_plan
     from edgec.evaluate.corpus import load_corpus
     from edgec.generate.tokenizer import Tokenizer
 
     if source:
         require("onnx_ir", "build")
-    artifact = find_artifact(bundle)
-    plan = read_plan(bundle)
-    bounds = plan.verify
+    artifact, plan = find_artifact(bundle), read_plan(bundle)
     corpus = load_corpus(
-        eval_text or bounds.text,
+        eval_text or plan.verify.text,
         Tokenizer.from_directory(artifact),
-        tokens=tokens or bounds.tokens,
-        window=min(window or bounds.window, plan.context_length),
+        tokens=tokens or plan.verify.tokens,
+        window=min(window or plan.verify.window, plan.context_length),
     )
-    result: Any
     with progress() as bar:
         task = bar.add_task("evaluate", total=None)
-        tick = lambda _: bar.advance(task)  # noqa: E731
+
+        def tick(_: str) -> None:
+            bar.advance(task)
+
         if source:
-            result = _against_source(artifact, source, corpus, ignore_config, plan.context_length, tick)
+            rows = _rows(_against_source(artifact, source, corpus, ignore_config, tick))
         else:
-            result = _alone(artifact, corpus, tick)
-    summary = {"text": corpus.name, "text_sha256": corpus.sha256, "windows": len(corpus.windows)}
+            rows = _alone(artifact, corpus, tick)
     if as_json:
-        print_json({**summary, "result": result})
+        values = {name: {"value": value, "standard_error": error} for name, value, error in rows}
+        print_json({"text": corpus.name, "text_sha256": corpus.sha256, "windows": len(corpus.windows), **values})
     else:
-        print_table(("", "value", "standard error"), _rows(result), title=f"{corpus.name}: {result.tokens} predictions")
+        title = f"{len(corpus.windows)} windows of {corpus.windows.shape[1]} tokens of {corpus.name}"
+        print_table(("", "value", "standard error"), [(n, f"{v:.6g}", f"{e:.2g}") for n, v, e in rows], title=title)
+
+
+Row = tuple[str, float, float]
+
+
+def _alone(artifact: Path, corpus: "Corpus", tick: Callable[[str], None]) -> list[Row]:
+    from edgec.backends.onnx_cpu.files import evaluation_file
+    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+    from edgec.evaluate.perplexity import perplexity
+
+    session = OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=corpus.windows.shape[1])
+    result = perplexity(session, corpus.windows, tick)
+    return [("perplexity", result.perplexity, result.perplexity_se)]
+
+
+def _against_source(
+    artifact: Path, source: str, corpus: "Corpus", ignore_config: tuple[str, ...], tick: Callable[[str], None]
+) -> "Divergence":
+    from tempfile import TemporaryDirectory
+
+    from edgec.backends.onnx_cpu.files import evaluation_file
+    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+    from edgec.checkpoint.model import read_finite
+    from edgec.checkpoint.open import open_checkpoint
+    from edgec.evaluate.streamed import Streamed
+    from edgec.evaluate.verify import compare
+    from edgec.frontends.decoder import emit
+    from edgec.frontends.families import describe
+    from edgec.graph.blocks import cut
+
+    checkpoint = open_checkpoint(source)
+    decoder = describe(checkpoint, frozenset(ignore_config))
+    length = corpus.windows.shape[1]
+    model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), length)
+    with TemporaryDirectory(prefix="edgec-") as scratch:
+        original = Streamed(cut(model), Path(scratch))
+        session = OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=length)
+        return compare(original, session, corpus.windows, tick)
+
+
+def _rows(result: "Divergence") -> list[Row]:
+    return [
+        ("perplexity", result.test_perplexity, result.test_perplexity_se),
+        ("source_perplexity", result.reference_perplexity, result.reference_perplexity_se),
+        ("perplexity_ratio", result.perplexity_ratio, result.perplexity_ratio_se),
+        ("mean_kl", result.mean_kl, result.mean_kl_se),
+        ("top1_agreement", result.top1_agreement, result.top1_agreement_se),
+    ]

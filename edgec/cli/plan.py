@@ -40,7 +40,7 @@ def resolve_plan(
 
     wanted = load_target(target), load_profile(profile)
     checkpoint = open_checkpoint(source)
-    decoder = describe(checkpoint.config, frozenset(ignore_config))
+    decoder = describe(checkpoint, frozenset(ignore_config))
     check_tensors(decoder, checkpoint)
     return checkpoint, decoder, resolve(checkpoint, decoder, *wanted, backend)
 

@@ -1,6 +1,7 @@
 """Read config.json so that nothing in it is ignored by accident."""
 
 import difflib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,27 +24,40 @@ _HARMLESS = frozenset(
         "num_beam_groups", "diversity_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids",
         "encoder_no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "num_return_sequences",
         "output_scores", "remove_invalid_values", "exponential_decay_length_penalty", "n_ctx", "is_decoder",
+        "cache_implementation", "attn_implementation", "pretraining_tp",
     }
 )  # fmt: skip
 
 # Keys that are harmless while they are off.
 _OFF = frozenset({"is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder", "pruned_heads"})
 
+_MOST = 2**31 - 1
+
 
 class Config:
-    """A view of config.json that remembers which keys were read.
+    """A view of config.json, or of a mapping in it, that remembers which keys were read.
 
     A family reads each key that it understands; `finish` then refuses what is left, because a key that nobody read may
-    change the mathematics.
+    change the mathematics. A null counts as absent, except for the `optional_` readers.
 
     Args:
-        values: the parsed config.json.
+        values: the parsed mapping.
         ignored: further keys that the user declared harmless.
+        tensors: names in the checkpoint, for families whose names were changed over the years.
+        where: the mapping's place, for messages.
     """
 
-    def __init__(self, values: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        ignored: frozenset[str] = frozenset(),
+        tensors: frozenset[str] = frozenset(),
+        where: str = "config.json",
+    ) -> None:
+        self.ignored = ignored
+        self.tensors = tensors
+        self.where = where
         self._values = values
-        self._ignored = ignored
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -61,33 +75,78 @@ class Config:
         value = self.get(key)
         if value is None:
             raise CheckpointError(
-                f"config.json has no '{key}', which this architecture needs",
-                where="config.json",
+                f"{self.where} has no '{key}', which this architecture needs",
+                where=self.where,
                 hint="take the config.json that came with the weights",
             )
         return value
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """Return a positive integer.
+    def size(self, key: str, default: int | None = None, most: int = _MOST) -> int:
+        """Return an integer from 1 to `most`.
 
         Raises:
-            CheckpointError: it is absent without a default, or not a positive integer.
+            CheckpointError: it is absent without a default, or not such an integer.
         """
         value = self.need(key) if default is None else self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"config.json: '{key}' is {value!r}, not a positive integer", where="config.json")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self.wrong(key, value, f"an integer from 1 to {most}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return a number as float.
+    def number(self, key: str, default: float | None = None, above: float | None = None) -> float:
+        """Return a finite number, larger than `above`, as float.
 
         Raises:
-            CheckpointError: it is absent without a default, or not a number.
+            CheckpointError: it is absent without a default, or not such a number.
         """
         value = self.need(key) if default is None else self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise CheckpointError(f"config.json: '{key}' is {value!r}, not a number", where="config.json")
+        if not _is_number(value):
+            raise self.wrong(key, value, "a number")
+        if above is not None and value <= above:
+            raise self.wrong(key, value, f"a number above {above:g}")
         return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false.
+
+        Raises:
+            CheckpointError: it is neither.
+        """
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def optional_size(self, key: str, default: int | None) -> int | None:
+        """Return a positive integer, or None where the key is null; `default` holds where it is absent."""
+        value = self._values.get(key, default)
+        return None if self.get(key, value) is None else self.size(key, default)
+
+    def optional_number(self, key: str, default: float | None) -> float | None:
+        """Return a positive number, or None where the key is null; `default` holds where it is absent."""
+        value = self._values.get(key, default)
+        return None if self.get(key, value) is None else self.number(key, default, above=0)
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """Return a list of `count` positive numbers.
+
+        Raises:
+            CheckpointError: it is absent, or not such a list.
+        """
+        value = self.need(key)
+        if not isinstance(value, list) or len(value) != count or not all(_is_number(v) and v > 0 for v in value):
+            raise self.wrong(key, value, f"a list of {count} positive numbers")
+        return [float(v) for v in value]
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """Return a copy of a mapping, without its nulls and what the user declared harmless; empty where absent.
+
+        Raises:
+            CheckpointError: it is not a mapping.
+        """
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "a mapping")
+        return {k: v for k, v in value.items() if v is not None and k not in self.ignored}
 
     def only(self, key: str, default: Any, *supported: Any) -> Any:
         """Return the value of `key` if it is `default` or one of `supported`.
@@ -97,13 +156,17 @@ class Config:
         """
         value = self.get(key, default)
         if value not in (default, *supported):
-            known = ", ".join(repr(v) for v in (default, *supported))
+            known = ", ".join(repr(v) for v in dict.fromkeys((default, *supported)))
             raise CheckpointError(
-                f"config.json: '{key}' is {value!r}, which edgec does not implement for this architecture",
-                where="config.json",
+                f"{self.where}: '{key}' is {value!r}, which edgec does not implement for this architecture",
+                where=self.where,
                 hint=f"supported: {known}",
             )
         return value
+
+    def wrong(self, key: str, value: Any, expected: str) -> CheckpointError:
+        """Return the error for a value that is not what it must be."""
+        return CheckpointError(f"{self.where}: '{key}' is {value!r}, not {expected}", where=self.where)
 
     def finish(self) -> None:
         """Refuse keys that nobody read.
@@ -112,14 +175,19 @@ class Config:
             CheckpointError: a key is left that may change what the model computes.
         """
         for key, value in self._values.items():
-            known = key in self._read or key in self._ignored or key in _HARMLESS
+            known = key in self._read or key in self.ignored or key in _HARMLESS
             if known or key.startswith("_") or value is None or (key in _OFF and not value):
                 continue
             near = difflib.get_close_matches(key, self._read, n=1)
             hint = f"did you mean '{near[0]}'? If not, and" if near else "if"
             raise CheckpointError(
-                f"config.json: edgec does not know the key '{key}' ({value!r}) for this architecture, "
+                f"{self.where}: edgec does not know the key '{key}' ({value!r}) for this architecture, "
                 "and it may change what the model computes",
-                where="config.json",
+                where=self.where,
                 hint=f"{hint} it does not, build with --ignore-config {key}",
             )
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether `value` is a number that a float can hold; NaN, infinities and booleans are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -125,8 +125,8 @@ class _Writer(Emitter):
         q = self.head_norm(f"{name}.q_norm", a.q_norm, q, a.heads, a.head_dim)
         k = self.head_norm(f"{name}.k_norm", a.k_norm, k, a.kv_heads, a.head_dim)
         if a.rope:
-            q = self.rotate(f"{name}.q_rope", a.rope, q, a.heads)
-            k = self.rotate(f"{name}.k_rope", a.rope, k, a.kv_heads)
+            q = self.rotate(f"{name}.q_rope", a.rope, q, a.heads, a.head_dim)
+            k = self.rotate(f"{name}.k_rope", a.rope, k, a.kv_heads, a.head_dim)
         names = [f"past_key_values.{index}.{kind}" for kind in ("key", "value")]
         past = [_input(n, ir.DataType.FLOAT, "batch", a.kv_heads, "past", a.head_dim) for n in names]
         y, *present = self.ops(
@@ -151,14 +151,13 @@ class _Writer(Emitter):
         self.present += present
         return self.linear(f"{name}.o", a.o, y)
 
-    def rotate(self, name: str, rope: Rope, x: ir.Value, heads: int) -> ir.Value:
+    def rotate(self, name: str, rope: Rope, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         if rope not in self.ropes:
             number = len(self.ropes)
             tables = zip(("cos", "sin"), cos_sin(rope, self.context_length), strict=True)
             cos, sin = (self.constant(f"rope.{number}.{part}", table) for part, table in tables)
             self.ropes[rope] = (cos, sin)
         dim = 2 * len(rope.inverse_frequencies)
-        head_dim = self.decoder.layers[0].attention.head_dim
         partial_dim = {} if dim == head_dim else {"rotary_embedding_dim": dim}
         return self.op(
             "RotaryEmbedding", x, *self.ropes[rope], self.position_ids, name=name, num_heads=heads, **partial_dim

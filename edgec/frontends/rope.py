@@ -33,13 +33,13 @@ def rope_parameters(config: Config, default_theta: float = 10000.0) -> dict[str,
     return merged
 
 
-def rope(parameters: Mapping[str, Any], rotary_dim: int, trained_length: int) -> Rope:
+def rope(parameters: Mapping[str, Any], rotary_dim: int, length: int) -> Rope:
     """Return the frequencies of `rotary_dim` dimensions.
 
     Args:
         parameters: flat mapping as `rope_parameters` returns it.
         rotary_dim: how many dimensions of a head rotate.
-        trained_length: the config's max_position_embeddings.
+        length: the config's max_position_embeddings.
 
     Raises:
         CheckpointError: the scaling is unknown, incomplete, or depends on the length of the prompt.
@@ -61,7 +61,7 @@ def rope(parameters: Mapping[str, Any], rotary_dim: int, trained_length: int) ->
     theta = float(parameters["rope_theta"])
     plain = 1.0 / theta ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     try:
-        frequencies, magnitude = scale(plain, dict(parameters), theta, trained_length)
+        frequencies, magnitude = scale(plain, dict(parameters), theta, length)
     except KeyError as missing:
         raise CheckpointError(
             f"config.json: rope scaling '{kind}' has no {missing}", where="config.json: rope_parameters"
@@ -122,6 +122,29 @@ def _yarn_magnitude(p: dict[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
+def _longrope(plain: Floats, p: dict[str, Any], _theta: float, length: int) -> tuple[Floats, float]:
+    # The factors for short texts; texts beyond the original length are kept out by `trained_length` below.
+    original = float(p["original_max_position_embeddings"])
+    factor = float(p.get("factor") or length / original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if p.get("attention_factor") is not None:
+        magnitude = float(p["attention_factor"])
+    short = np.asarray(p["short_factor"], np.float64)
+    if short.shape != plain.shape:
+        raise CheckpointError(
+            f"config.json: short_factor has {short.size} values, the rotary dimensions need {plain.size}",
+            where="config.json: rope_parameters.short_factor",
+        )
+    return plain / short, magnitude
+
+
+def trained_length(parameters: Mapping[str, Any], length: int) -> int:
+    """Return how many positions one set of frequencies is right for: LongRoPE has another set beyond its first length."""
+    if parameters.get("rope_type") == "longrope":
+        return min(length, int(parameters.get("original_max_position_embeddings", length)))
+    return length
+
+
 _COMMON = {"rope_theta", "rope_type", "partial_rotary_factor"}
 _SCALINGS = {
     "default": (set[str](), _default),
@@ -133,5 +156,9 @@ _SCALINGS = {
             "mscale", "mscale_all_dim", "truncate",
         },
         _yarn,
+    ),
+    "longrope": (
+        {"short_factor", "long_factor", "factor", "original_max_position_embeddings", "attention_factor"},
+        _longrope,
     ),
 }  # fmt: skip

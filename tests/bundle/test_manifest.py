@@ -51,7 +51,15 @@ def test_a_forged_list_is_found(bundle):
         check_files(bundle, forged)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 99, "content_sha256": "", "source": {}, "versions": {}, "content": {}, "evidence": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": 1}',
+        '{"format": 99, "content_sha256": "", "source": {}, "versions": {}, "content": {}, "evidence": {}}',
+    ],
+)
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BundleError):

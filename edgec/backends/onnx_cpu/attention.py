@@ -1,7 +1,8 @@
-"""Lower Attention to GroupQueryAttention, with rotary embedding, head norms and packed Q, K, V inside the kernel.
+"""Lower Attention to GroupQueryAttention, with rotary embedding and packed Q, K, V inside the kernel.
 
 The kernel masks by itself: causal, windowed, and rows as long as the attention mask says. So it takes prompts that are
-padded on the right, where the canonical graph takes padding anywhere.
+padded on the right, where the canonical graph takes padding anywhere. Norms over each head of Q and K stay nodes: the
+kernel has inputs for them, but refuses them on CPUs.
 """
 
 from typing import Any
@@ -60,10 +61,9 @@ def _lower(graph: ir.Graph, node: ir.Node, lengths: list[ir.Value]) -> None:
     if q_rope is not None and k_rope is not None:
         attributes["do_rotary"] = 1
         tables = list(q_rope.inputs[1:3])
-    q, k, norms = _head_norms(q, k, attributes)
     packed = _packed(q, k, v)
     qkv = [packed, None, None] if packed is not None else [q, k, v]
-    inputs = [*qkv, *node.inputs[4:6], *lengths, *tables, *norms]
+    inputs = [*qkv, *node.inputs[4:6], *lengths, *tables]
     new = ir.node("GroupQueryAttention", inputs, attributes, num_outputs=3, domain=CONTRIB, name=node.name)
     replace(graph, node, new)
 
@@ -74,30 +74,6 @@ def _before(value: ir.Value | None, op_type: str) -> tuple[ir.Value | None, ir.N
     if node is None or node.op_type != op_type:
         return value, None
     return node.inputs[0], node
-
-
-def _head_norms(
-    q: ir.Value | None, k: ir.Value | None, attributes: dict[str, Any]
-) -> tuple[ir.Value | None, ir.Value | None, list[ir.Value | None]]:
-    """Take the RMS norms over each head of Q and K into the kernel, where both have the same epsilon."""
-    found = [_head_norm(value) for value in (q, k)]
-    if found[0] is None or found[1] is None:
-        return q, k, []
-    (q_in, q_weight, q_eps), (k_in, k_weight, k_eps) = found
-    if q_eps != k_eps:
-        return q, k, []
-    attributes["qk_norm_epsilon"] = q_eps
-    # position_ids, attention_bias, head_sink, k_scale and v_scale stand before the two weights.
-    return q_in, k_in, [None] * 5 + [q_weight, k_weight]
-
-
-def _head_norm(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None, float] | None:
-    inner, join = _before(value, "Reshape")
-    split, norm = _before(inner, "RMSNormalization")
-    source, reshape = _before(split, "Reshape")
-    if join is None or norm is None or reshape is None:
-        return None
-    return source, norm.inputs[1], norm.attributes["epsilon"].as_float()
 
 
 def _packed(q: ir.Value | None, k: ir.Value | None, v: ir.Value | None) -> ir.Value | None:

@@ -19,9 +19,7 @@ def lower_norms(graph: ir.Graph) -> None:
             continue
         attributes = {"epsilon": norm.attributes["epsilon"].as_float()}
         inputs = [*add.inputs, *norm.inputs[1:]]
-        fused = ir.node(
-            _FUSED[norm.op_type], inputs, attributes, num_outputs=4, domain=CONTRIB, name=norm.name
-        )
+        fused = ir.node(_FUSED[norm.op_type], inputs, attributes, num_outputs=4, domain=CONTRIB, name=norm.name)
         fused.metadata_props.update(norm.metadata_props)
         # The sum may be needed (by the other branch) before the norm stands: put both where the sum was made.
         graph.insert_before(add, fused)

@@ -1,4 +1,4 @@
-"""Write a lowered model with its weights beside it, one tensor in memory at a time."""
+"""Write the weights of a lowered model into a file, one tensor in memory at a time, and models that refer to it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +9,13 @@ import onnx_ir as ir
 from edgec.backends.onnx_cpu.matmul import SAME_BYTES
 from edgec.graph.store import Store
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 # Smaller tensors (shapes, scalars) stay inside the model file, where ONNX Runtime can fold them.
 _EXTERNAL_FROM_BYTES = 1024
 
 
-def write(model: ir.Model, folder: Path, tick: Callable[[str], object]) -> None:
-    """Write `model.onnx` and `model.onnx.data` into `folder`; the initializers of `model` then refer to the file."""
+def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) -> None:
+    """Write `model.onnx.data` into `folder`; the initializers of `model` then refer to it."""
     with Store(folder / DATA_FILE) as store:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
@@ -27,15 +26,16 @@ def write(model: ir.Model, folder: Path, tick: Callable[[str], object]) -> None:
             twin = model.graph.initializers.get(value.metadata_props.get(SAME_BYTES, ""))
             if twin is not None and isinstance(twin.const_value, ir.ExternalTensor):
                 same = twin.const_value
-                value.const_value = ir.ExternalTensor(
-                    same.location, same.offset, same.length, tensor.dtype, shape=ir.Shape(shape), name=name,
-                    base_dir=folder,
-                )  # fmt: skip
+                place = (same.location, same.offset, same.length, tensor.dtype)
+                value.const_value = ir.ExternalTensor(*place, shape=ir.Shape(shape), name=name, base_dir=folder)
             else:
                 value.const_value = store.add(name, np.asarray(tensor.numpy()), tensor.dtype, shape)
             tick(name)
-    for node in model.graph:
-        node.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    ir.save(model, folder / MODEL_FILE)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model whose weights are in the file beside `path`, without edgec's own notes in it."""
+    bare = model.clone()
+    for noted in (*bare.graph, *bare.graph.initializers.values()):
+        noted.metadata_props.clear()
+    ir.save(bare, path)

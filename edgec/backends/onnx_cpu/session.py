@@ -1,0 +1,181 @@
+"""Run a decoder artifact in ONNX Runtime with a key-value cache that is allocated once.
+
+It takes every directory that onnxruntime-genai takes: edgec's artifacts and those of onnxruntime-genai's model builder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgec.backends.onnx_cpu.cache import Cache, GrowingCache, SharedCache, Slot
+from edgec.backends.onnx_cpu.settings import Decoder, read_settings
+from edgec.errors import BundleError, UsageError
+
+Ids = NDArray[np.int64]
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+class OnnxCpuSession:
+    """A decoder in ONNX Runtime on the CPU; see `edgec.backends.session.Session`.
+
+    Args:
+        directory: the artifact.
+        model_file: the graph to load instead of the one that the settings name.
+        threads: number of threads; None leaves it to ONNX Runtime.
+        max_length: the most tokens in the cache; the artifact's context length by default, and at most.
+        options: ONNX Runtime session configuration entries.
+
+    Raises:
+        BundleError: the artifact is incomplete or damaged.
+        UsageError: `max_length` is more than the context length.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        model_file: str | None = None,
+        threads: int | None = None,
+        max_length: int | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        settings = read_settings(directory)
+        decoder, context = settings.model.decoder, settings.model.context_length
+        self.max_length = context if max_length is None else max_length
+        if not 1 <= self.max_length <= context:
+            raise UsageError(f"the model takes 1 to {context} tokens, not {self.max_length}", where=str(directory))
+        self._path = directory / (model_file or decoder.filename)
+        self._session = _load(self._path, threads, options or {})
+        self._inputs, self._logits = decoder.inputs, decoder.outputs.logits
+        self._has_positions = any(value.name == self._inputs.position_ids for value in self._session.get_inputs())
+        logits = _find(self._session.get_outputs(), self._logits, self._path)
+        self._dtype = _dtype(logits, self._path)
+        self._last_only = logits.shape[1] == 1
+        self.vocab_size = logits.shape[2] if isinstance(logits.shape[2], int) else settings.model.vocab_size
+        self._slots = _slots(self._session, decoder, self._path)
+        self._shared = settings.search.past_present_share_buffer
+        self.reset()
+
+    def step(self, input_ids: Ids) -> NDArray[np.float32]:
+        """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
+        self._check(input_ids)
+        new = input_ids.shape[1]
+        if self.batch == 1 or self.length == 0 or new == 1:
+            return self._run(input_ids)
+        # GroupQueryAttention takes several tokens after a filled cache for a single row only.
+        pieces = [self._run(input_ids[:, i : i + 1]) for i in range(new)]
+        return pieces[-1] if self._last_only else np.concatenate(pieces, axis=1)
+
+    def reset(self, batch: int = 1) -> None:
+        """Forget everything, and take `batch` rows from now on."""
+        if batch < 1:
+            raise UsageError(f"a batch has at least one row, not {batch}")
+        self.batch, self.length = batch, 0
+        self._binding = self._session.io_binding()
+        self._cache: Cache = (
+            SharedCache(self._slots, batch, self.max_length) if self._shared else GrowingCache(self._slots, batch)
+        )
+
+    def reorder(self, rows: Ids) -> None:
+        """Make cache row i what row `rows[i]` was; the number of rows may change."""
+        self._cache.reorder(rows, self.length)
+        self.batch = len(rows)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        self._cache.rewind(length)
+        self.length = length
+
+    def _check(self, input_ids: Ids) -> None:
+        if input_ids.ndim != 2 or input_ids.shape[0] != self.batch or input_ids.shape[1] == 0:
+            raise UsageError(f"token ids have shape {input_ids.shape}, expected ({self.batch}, 1 or more)")
+        if self.length + input_ids.shape[1] > self.max_length:
+            raise UsageError(
+                f"{self.length + input_ids.shape[1]} tokens do not fit the cache of {self.max_length}",
+                where=str(self._path),
+                hint="shorten the prompt, or generate fewer tokens",
+            )
+        # ONNX Runtime does not check ids in every kernel that gathers.
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.vocab_size:
+            raise UsageError(
+                f"token {low if low < 0 else high} is not in the vocabulary of {self.vocab_size}",
+                where=str(self._path),
+                hint="use the tokenizer of this model",
+            )
+
+    def _run(self, input_ids: Ids) -> NDArray[np.float32]:
+        new, total = input_ids.shape[1], self.length + input_ids.shape[1]
+        # These arrays are bound by address: they must live until the run is over.
+        feed = {
+            self._inputs.input_ids: np.ascontiguousarray(input_ids, np.int64),
+            self._inputs.attention_mask: np.ones((self.batch, total), np.int64),
+        }
+        if self._has_positions:
+            feed[self._inputs.position_ids] = np.tile(np.arange(self.length, total), (self.batch, 1))
+        logits = np.empty((self.batch, 1 if self._last_only else new, self.vocab_size), self._dtype)
+        binding = self._binding
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_output(self._logits, "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
+        self._cache.bind(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's errors have no base class of their own
+            raise BundleError(f"ONNX Runtime cannot run the model: {error}", where=str(self._path)) from error
+        self._cache.collect(binding)
+        self.length = total
+        return logits.astype(np.float32, copy=False)
+
+
+def _load(path: Path, threads: int | None, options: Mapping[str, str]) -> Any:
+    if not path.is_file():
+        raise BundleError(f"the artifact lacks '{path.name}'", where=str(path), hint="copy or build it again")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.intra_op_num_threads = threads or 0
+    for key, value in options.items():
+        settings.add_session_config_entry(key, value)
+    try:
+        return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        raise BundleError(
+            f"ONNX Runtime cannot load the model: {error}", where=str(path), hint="copy or build it again"
+        ) from error
+
+
+def _find(values: list[Any], name: str, path: Path) -> Any:
+    for value in values:
+        if value.name == name:
+            return value
+    raise BundleError(f"the graph has no '{name}', which the settings name", where=str(path))
+
+
+def _dtype(value: Any, path: Path) -> str:
+    if value.type not in _DTYPES:
+        raise BundleError(f"'{value.name}' is a {value.type}; known are {', '.join(_DTYPES)}", where=str(path))
+    return _DTYPES[value.type]
+
+
+def _slots(session: Any, decoder: Decoder, path: Path) -> list[Slot]:
+    """Return the tensors of the cache; a size that the graph leaves open is the one in the settings."""
+    pairs = (
+        (decoder.inputs.past_key_names, decoder.outputs.present_key_names),
+        (decoder.inputs.past_value_names, decoder.outputs.present_value_names),
+    )
+    inputs, slots = session.get_inputs(), []
+    for layer in range(decoder.num_hidden_layers):
+        for past_pattern, present_pattern in pairs:
+            past = _find(inputs, past_pattern.replace("%d", str(layer)), path)
+            present = _find(session.get_outputs(), present_pattern.replace("%d", str(layer)), path)
+            heads = past.shape[1] if isinstance(past.shape[1], int) else decoder.num_key_value_heads
+            head_dim = past.shape[3] if isinstance(past.shape[3], int) else decoder.head_size
+            slots.append(Slot(past.name, present.name, heads, head_dim, _dtype(past, path)))
+    return slots

@@ -1,0 +1,165 @@
+"""The straight line from a checkpoint to a bundle."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from edgec import __version__
+from edgec.backends.onnx_cpu.compile import compile_decoder, write_exact
+from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
+from edgec.backends.onnx_cpu.session import OnnxCpuSession
+from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest
+from edgec.bundle.stage import staged
+from edgec.checkpoint.model import Checkpoint, read_finite
+from edgec.evaluate.corpus import Corpus
+from edgec.evaluate.streamed import Streamed
+from edgec.evaluate.verify import blame, broken_bounds, check_exact, compare
+from edgec.frontends.architecture import Decoder
+from edgec.frontends.decoder import emit
+from edgec.graph.blocks import cut
+from edgec.graph.store import Store
+from edgec.graph.weights import Kind
+from edgec.measure.fingerprint import fingerprint
+from edgec.measure.latency import DecoderLatency, measure_decoder
+from edgec.measure.memory import peak_rss_bytes
+from edgec.quantize.weights import quantize_weights
+from edgec.report.model import EvaluationText, Report, Stage, Verification
+from edgec.report.page import page
+from edgec.spec.plan import Plan, Storage, encode_plan
+
+Tick = Callable[[str], object]
+Say = Callable[[str, int], Tick]
+"""Announce a stage by its name and number of steps; returns what to call after each step."""
+
+# Packages that decide the bytes of an artifact.
+_WRITERS = ("edgec", "numpy", "onnx", "onnx-ir", "torch")
+_LATENCY = {"prompt_tokens": 64, "new_tokens": 32, "repeats": 3, "warmup": 1}
+
+
+def build(
+    checkpoint: Checkpoint, decoder: Decoder, plan: Plan, out: Path, *, corpus: Corpus | None, say: Say
+) -> Report:
+    """Build, verify and measure the bundle `out`; it appears whole, or not at all.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        decoder: its description.
+        plan: the resolved plan for both.
+        out: the directory to make.
+        corpus: the text for measuring quality; None leaves the bundle unverified and unmeasured, and its report says so.
+        say: told of each stage.
+
+    Returns:
+        The report, also when its verification failed: the bundle is then written too, for a look at it.
+
+    Raises:
+        EdgecError: the checkpoint is refused, or the output cannot be written.
+    """
+    stages: list[Stage] = []
+    with staged(out) as folder:
+        scratch, artifact = folder / "scratch", folder / ARTIFACT
+        scratch.mkdir()
+        artifact.mkdir()
+        with _stage(stages, "open"):
+            tokenizer_files = checkpoint.tokenizer_files()
+            source = _emit(decoder, checkpoint, plan)
+        with _stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
+            tick = say("quantize", _count_weights(decoder))
+            canonical = quantize_weights(_emit(decoder, checkpoint, plan), _choice(plan), store, tick)
+        with _stage(stages, "compile"):
+            tick = say("compile", 0)
+            lowered = compile_decoder(canonical, decoder, plan, checkpoint.config, tokenizer_files, artifact, tick)
+        (folder / PLAN).write_bytes(encode_plan(plan))
+        verification = latency = None
+        if corpus is not None:
+            with _stage(stages, "verify"):
+                verification = _verify(source, canonical, lowered, plan, corpus, scratch, artifact, say)
+            with _stage(stages, "measure"):
+                latency = _measure(artifact, plan, say)
+        _remove_scratch(scratch)
+        report = Report(
+            edgec=__version__,
+            plan_sha256=plan.sha256(),
+            stages=tuple(stages),
+            size_bytes={path.name: path.stat().st_size for path in sorted(artifact.iterdir())},
+            text=corpus and EvaluationText(corpus.name, corpus.sha256, corpus.windows.size, len(corpus.windows)),
+            verification=verification,
+            latency=latency,
+            environment=fingerprint(),
+        )
+        (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        (folder / REPORT_PAGE).write_text(page(plan, report))
+        versions = {name: version(name) for name in _WRITERS}
+        manifest = make_manifest(folder, plan.source.files, versions)
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    return report
+
+
+@contextmanager
+def _stage(stages: list[Stage], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages.append(Stage(name, time.perf_counter() - start, peak_rss_bytes()))
+
+
+def _emit(decoder: Decoder, checkpoint: Checkpoint, plan: Plan) -> ir.Model:
+    return emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), plan.context_length)
+
+
+def _count_weights(decoder: Decoder) -> int:
+    per_layer = sum(7 if layer.mlp.gate else 6 for layer in decoder.layers)
+    return per_layer + (1 if decoder.tied else 2)
+
+
+def _choice(plan: Plan) -> Callable[[ir.Value, Kind], Storage]:
+    """Return what the plan says about each weight: tables and output matrices follow `embedding`."""
+
+    def choose(value: ir.Value, kind: Kind) -> Storage:
+        is_head = any(use.node.name == "lm_head" for use in value.uses())
+        return plan.embedding if kind == "table" or is_head else plan.weights
+
+    return choose
+
+
+def _verify(
+    source: ir.Model,
+    canonical: ir.Model,
+    lowered: ir.Model,
+    plan: Plan,
+    corpus: Corpus,
+    scratch: Path,
+    artifact: Path,
+    say: Say,
+) -> Verification:
+    windows, length = corpus.windows, corpus.windows.shape[1]
+    quantized = Streamed(cut(canonical), scratch)
+    original = Streamed(cut(source), scratch)
+    tick = say("verify", len(original.blocks) + len(windows))
+    exact_file = write_exact(lowered, artifact)
+    session = OnnxCpuSession(artifact, model_file=exact_file, max_length=length)
+    exact = check_exact(session, quantized, windows[0], plan.verify.max_logit_error)
+    del session
+    (artifact / exact_file).unlink()
+    shipped = compare(original, OnnxCpuSession(artifact, model_file=ALL_LOGITS_FILE, max_length=length), windows, tick)
+    failures = broken_bounds(exact, shipped, plan.verify)
+    guilty = blame(original, quantized.blocks, windows, say("find the cause", 8)) if failures else ()
+    return Verification(exact, shipped, failures, guilty)
+
+
+def _measure(artifact: Path, plan: Plan, say: Say) -> DecoderLatency:
+    say("measure", 0)
+    length = min(plan.context_length, _LATENCY["prompt_tokens"] + _LATENCY["new_tokens"])
+    prompt = length - _LATENCY["new_tokens"]
+    session = OnnxCpuSession(artifact, max_length=length)
+    return measure_decoder(session, **{**_LATENCY, "prompt_tokens": prompt})
+
+
+def _remove_scratch(scratch: Path) -> None:
+    for path in scratch.iterdir():
+        path.unlink()
+    scratch.rmdir()

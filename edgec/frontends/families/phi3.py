@@ -1,0 +1,58 @@
+"""Phi-3: Q, K and V in one matrix, gate and up in another, part of each head rotates, LongRoPE.
+
+With LongRoPE the artifact takes the original context (4096 tokens): beyond it the model has other frequencies.
+
+Source: Abdin et al. 2024 (arXiv:2404.14219); LongRoPE: Ding et al. 2024 (arXiv:2402.13753).
+"""
+
+from edgec.errors import CheckpointError
+from edgec.frontends.architecture import Attention, Decoder, Layer, Linear, Mlp
+from edgec.frontends.config import Config
+from edgec.frontends.families import _gated as g
+from edgec.frontends.rope import rope, rope_parameters, trained_length
+
+MODEL_TYPES = ("phi3",)
+
+
+def decoder(config: Config) -> Decoder:
+    """Describe the decoder that `config` asks for."""
+    s = g.sizes(config, context=4096, eps=1e-5)
+    kind = g.activation(config, "hidden_act", "silu")
+    window = config.get("sliding_window")
+    original = config.size("original_max_position_embeddings", 4096)
+    parameters = rope_parameters(config)
+    if parameters["rope_type"] == "su":  # what LongRoPE was called at first
+        parameters["rope_type"] = "longrope"
+    if parameters["rope_type"] == "longrope":
+        parameters = {"original_max_position_embeddings": original, **parameters}
+    elif parameters["rope_type"] != "default":
+        raise CheckpointError(
+            f"config.json: Phi-3 has no rope scaling '{parameters['rope_type']}'", where="config.json: rope_parameters"
+        )
+    fraction = float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    rotary = rope(parameters, int(s.head_dim * fraction), s.context)
+
+    def layer(_: int, prefix: str) -> Layer:
+        q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        qkv, gate_up = f"{prefix}.self_attn.qkv_proj.weight", f"{prefix}.mlp.gate_up_proj.weight"
+        attend = Attention(
+            q=Linear(qkv, (s.hidden, q), rows=((0, q),), part="q"),
+            k=Linear(qkv, (s.hidden, kv), rows=((q, q + kv),), part="k"),
+            v=Linear(qkv, (s.hidden, kv), rows=((q + kv, q + 2 * kv),), part="v"),
+            o=g.linear(f"{prefix}.self_attn.o_proj", q, s.hidden),
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            scale=s.head_dim**-0.5,
+            rope=rotary,
+            window=window,
+        )
+        feed = Mlp(
+            gate=Linear(gate_up, (s.hidden, s.inner), rows=((0, s.inner),), part="gate"),
+            up=Linear(gate_up, (s.hidden, s.inner), rows=((s.inner, 2 * s.inner),), part="up"),
+            down=g.linear(f"{prefix}.mlp.down_proj", s.inner, s.hidden),
+            activation=kind,
+        )
+        return g.pre_norm_layer(s, prefix, attend, feed)
+
+    return g.decoder(config, s, "phi3", layer, context_length=trained_length(parameters, s.context))

@@ -1,0 +1,77 @@
+"""What a build measured."""
+
+import msgspec
+
+from edgec.evaluate.divergence import Divergence
+from edgec.measure.latency import DecoderLatency
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One stage of a build; the peak is that of the whole process up to the end of the stage."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+
+
+class EvaluationText(msgspec.Struct, frozen=True):
+    """The text that quality was measured on."""
+
+    name: str
+    sha256: str
+    tokens: int
+    windows: int
+
+
+class Exact(msgspec.Struct, frozen=True):
+    """Artifact against canonical graph, both with float32 activations.
+
+    Args:
+        max_error: largest absolute difference of two logits.
+        relative_error: the same, in standard deviations of the canonical logits.
+        tokens: how many positions were compared.
+        bound: what `relative_error` may be.
+    """
+
+    max_error: float
+    relative_error: float
+    tokens: int
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_error <= self.bound
+
+
+class Blame(msgspec.Struct, frozen=True):
+    """What quantizing one group of layers alone costs."""
+
+    group: str
+    mean_kl: float
+
+
+class Verification(msgspec.Struct, frozen=True):
+    """The evidence of a build; `failures` says in words which bounds are broken."""
+
+    exact: Exact
+    shipped: Divergence
+    failures: tuple[str, ...]
+    blame: tuple[Blame, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The evidence that a bundle carries; None where something was not measured, which the page then says.
+
+    Args:
+        size_bytes: artifact file -> size.
+        environment: the machine and the versions that measured.
+    """
+
+    edgec: str
+    plan_sha256: str
+    stages: tuple[Stage, ...]
+    size_bytes: dict[str, int]
+    text: EvaluationText | None
+    verification: Verification | None
+    latency: DecoderLatency | None
+    environment: dict[str, str]

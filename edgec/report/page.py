@@ -1,0 +1,94 @@
+"""The report as a Markdown page for people."""
+
+from edgec.quantize.scheme import Scheme
+from edgec.report.model import Report
+from edgec.spec.plan import Plan, Storage
+
+_MIB = 2**20
+
+
+def page(plan: Plan, report: Report) -> str:
+    """Return report.md."""
+    sections = [_head(plan, report), _quality(report), _speed(report), _size(report), _build(report)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def describe_storage(storage: Storage) -> str:
+    """Return a storage in words, such as "int4, groups of 32, symmetric, rtn"."""
+    if not isinstance(storage, Scheme):
+        return storage
+    group = "one scale per output" if storage.group is None else f"groups of {storage.group}"
+    return f"{storage.dtype}, {group}, {'symmetric' if storage.symmetric else 'asymmetric'}, {storage.algorithm}"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _head(plan: Plan, report: Report) -> str:
+    verdict = "not verified" if report.verification is None else "passed"
+    if report.verification is not None and report.verification.failures:
+        verdict = "FAILED: " + "; ".join(report.verification.failures)
+    rows = [
+        ("verification", verdict),
+        ("model", f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters, {plan.source.format}"),
+        ("target, backend", f"{plan.target}, {plan.backend}"),
+        ("profile", plan.profile),
+        ("layers", describe_storage(plan.weights)),
+        ("embedding and output matrix", describe_storage(plan.embedding)),
+        ("context", f"{plan.context_length} tokens"),
+        ("plan", f"`{report.plan_sha256}`"),
+    ]
+    return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + _table(("", ""), rows)
+
+
+def _quality(report: Report) -> str:
+    if report.verification is None or report.text is None:
+        return "## Quality\n\nNot measured: the build ran with `--no-verify`."
+    v, s = report.verification, report.verification.shipped
+    rows = [
+        ("perplexity of the source", f"{s.reference_perplexity:.4f}", f"{s.reference_perplexity_se:.4f}"),
+        ("perplexity of the artifact", f"{s.test_perplexity:.4f}", f"{s.test_perplexity_se:.4f}"),
+        ("ratio, paired", f"{s.perplexity_ratio:.5f}", f"{s.perplexity_ratio_se:.5f}"),
+        ("mean KL divergence, nats", f"{s.mean_kl:.6f}", f"{s.mean_kl_se:.6f}"),
+        ("same most likely token", f"{100 * s.top1_agreement:.2f} %", f"{100 * s.top1_agreement_se:.2f} %"),
+    ]
+    text = f"{s.tokens} predictions in {report.text.windows} windows of `{report.text.name}`"
+    parts = [
+        "## Quality",
+        f"Shipped mode against the source checkpoint, {text}.",
+        _table(("", "value", "standard error"), rows),
+        f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest difference "
+        f"of a logit {v.exact.max_error:.2e}, {v.exact.relative_error:.2e} of their standard deviation "
+        f"(allowed {v.exact.bound:.0e}).",
+    ]
+    if v.blame:
+        parts += ["What quantizing each group of layers alone costs:"]
+        parts += [_table(("group", "mean KL, nats"), [(b.group, f"{b.mean_kl:.6f}") for b in v.blame])]
+    return "\n\n".join(parts)
+
+
+def _speed(report: Report) -> str:
+    if report.latency is None:
+        return ""
+    m = report.latency
+    rows = [
+        ("time to first token", f"{m.ttft_ms:.1f} ms for {m.prompt_tokens} tokens"),
+        ("prefill", f"{m.prefill_tokens_per_s:.1f} tokens/s"),
+        ("decode", f"{m.decode_tokens_per_s:.1f} tokens/s"),
+        ("per token", f"p50 {m.p50_ms:.2f} ms, p90 {m.p90_ms:.2f} ms, p99 {m.p99_ms:.2f} ms"),
+    ]
+    machine = report.environment.get("cpu_model", "unknown CPU")
+    return "## Speed\n\n" + f"On the build machine ({machine}).\n\n" + _table(("", ""), rows)
+
+
+def _size(report: Report) -> str:
+    total = sum(report.size_bytes.values())
+    rows = [(f"`{name}`", f"{size / _MIB:.2f} MiB") for name, size in report.size_bytes.items()]
+    return "## Size\n\n" + _table(("file", "size"), [*rows, ("total", f"{total / _MIB:.2f} MiB")])
+
+
+def _build(report: Report) -> str:
+    rows = [(s.name, f"{s.seconds:.2f} s", f"{s.peak_rss_bytes / _MIB:.0f} MiB") for s in report.stages]
+    return "## Build\n\n" + _table(("stage", "time", "peak memory so far"), rows)

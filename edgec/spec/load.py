@@ -1,0 +1,121 @@
+"""Find and read targets and profiles: shipped ones by name, the user's own by path."""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgec.errors import UsageError
+from edgec.spec.detect import this_machine
+from edgec.spec.profile import Profile
+from edgec.spec.target import Target
+
+Spec = TypeVar("Spec", Target, Profile)
+
+THIS_MACHINE = "cpu"
+_ALGORITHMS = Path(__file__).parent.parent / "quantize" / "algorithms"
+
+
+def data_dir(kind: str) -> Path:
+    """Return the folder of shipped `targets` or `profiles`: in the wheel, or in the repository."""
+    package = Path(__file__).parent.parent
+    installed = package / "_data" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def list_targets() -> list[Target]:
+    """Return every shipped target, this machine first."""
+    files = sorted(data_dir("targets").glob("*.toml"))
+    return [this_machine(), *(read_spec(path, Target) for path in files)]
+
+
+def list_profiles() -> list[Profile]:
+    """Return every shipped profile, by name."""
+    return [load_profile(str(path)) for path in sorted(data_dir("profiles").glob("*.toml"))]
+
+
+def load_target(name: str) -> Target:
+    """Return a shipped target by name or alias, or the target in a `.toml` file.
+
+    Raises:
+        UsageError: there is none, or the file is wrong.
+    """
+    if name.endswith(".toml"):
+        return read_spec(Path(name), Target)
+    targets = list_targets()
+    for target in targets:
+        if name == target.name or name in target.aliases:
+            return target
+    raise _unknown("target", name, [n for t in targets for n in (t.name, *t.aliases)])
+
+
+def load_profile(name: str) -> Profile:
+    """Return a shipped profile by name, or the profile in a `.toml` file.
+
+    Raises:
+        UsageError: there is none, or the file is wrong.
+    """
+    path = Path(name) if name.endswith(".toml") else data_dir("profiles") / f"{name}.toml"
+    if not name.endswith(".toml") and not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):
+        raise _unknown("profile", name, [p.stem for p in data_dir("profiles").glob("*.toml")])
+    profile = read_spec(path, Profile)
+    known = sorted(p.stem for p in _ALGORITHMS.glob("*.py") if not p.stem.startswith("_"))
+    for key, weights in (("weights", profile.weights), ("embedding", profile.embedding)):
+        if weights is not None and weights.algorithm not in known:
+            raise UsageError(
+                f"there is no algorithm '{weights.algorithm}'",
+                where=f"{path}: {key}.algorithm",
+                hint=_suggest(weights.algorithm, known),
+            )
+    return profile
+
+
+def read_spec(path: Path, kind: type[Spec]) -> Spec:
+    """Read one TOML file.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, or does not fit; the message names the key.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"'{path}' is not TOML: {error}", where=str(path)) from error
+    _refuse_unknown_keys(values, kind, path, "")
+    try:
+        return msgspec.convert({**values, "name": path.stem}, kind)
+    except msgspec.ValidationError as error:
+        text, _, key = str(error).partition(" - at `$")
+        raise UsageError(f"{text}", where=f"{path}: {key.rstrip('`').lstrip('.') or 'top level'}") from error
+
+
+def _refuse_unknown_keys(values: dict[str, Any], kind: type, path: Path, prefix: str) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in values.items():
+        if key not in fields or (not prefix and key == "name"):
+            known = [name for name in fields if name != "name"]
+            raise UsageError(f"unknown key '{prefix}{key}'", where=str(path), hint=_suggest(key, known))
+        inner = _struct_of(fields[key])
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown_keys(value, inner, path, f"{prefix}{key}.")
+
+
+def _struct_of(kind: Any) -> type | None:
+    """Return the struct in a field's type, also where it is optional."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
+    return UsageError(f"there is no {kind} '{name}'", hint=f"{_suggest(name, known)}; `edgec {kind}s` lists all")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

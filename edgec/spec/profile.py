@@ -1,0 +1,81 @@
+"""Profile: what the user wants, one TOML file in `profiles/`; it knows no hardware."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+GROUP_SIZES = (16, 32, 64, 128, 256)
+_Ratio = Annotated[float, msgspec.Meta(ge=1)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How weights are stored.
+
+    Args:
+        dtype: fp32 and fp16 store floats; int8 and int4 store integers with scales.
+        group_size: inputs that share a scale, or "channel" for one scale per output.
+        symmetric: integers around 0, without zero points.
+        algorithm: a file in edgec/quantize/algorithms.
+    """
+
+    dtype: Literal["fp32", "fp16", "int8", "int4"]
+    group_size: Literal[16, 32, 64, 128, 256, "channel"] = "channel"
+    symmetric: bool = True
+    algorithm: str = "rtn"
+
+
+class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the artifact computes.
+
+    Args:
+        accuracy_level: of integer matmuls: 0 leaves it to the runtime, 1 keeps activations in float32, 4 rounds them
+            to int8 in blocks.
+    """
+
+    accuracy_level: Annotated[int, msgspec.Meta(ge=0, le=4)] = 4
+
+
+class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a build must keep; outside of it, it exits 1.
+
+    Args:
+        max_perplexity_ratio: artifact over source.
+        max_mean_kl: in nats.
+        min_top1_agreement: share of tokens with the same most likely next token.
+        max_logit_error: of the artifact against the canonical graph in exact mode, in standard deviations of the logits.
+        text: what to evaluate on when the user names no text: "python-docs" or a path.
+        tokens: how many.
+        window: tokens in one window.
+    """
+
+    max_perplexity_ratio: _Ratio
+    max_mean_kl: _Positive
+    min_top1_agreement: _Share
+    max_logit_error: _Positive = 1e-3
+    text: str = "python-docs"
+    tokens: Annotated[int, msgspec.Meta(ge=64)] = 2048
+    window: Annotated[int, msgspec.Meta(ge=16)] = 256
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A set of wishes.
+
+    Args:
+        name: the file's name without `.toml`.
+        title: in one line.
+        weights: for the matrices inside the layers.
+        embedding: for the token embedding and the output matrix, where it differs.
+        runtime: how the artifact computes.
+        context_length: the most tokens; the plan takes less where the model has less.
+        verify: bounds.
+    """
+
+    name: str
+    title: str
+    weights: Weights
+    embedding: Weights | None = None
+    runtime: Runtime = Runtime()
+    context_length: Annotated[int, msgspec.Meta(ge=16)] = 4096
+    verify: Verify
