@@ -51,7 +51,7 @@ def build(
         decoder: its description.
         plan: the resolved plan for both.
         out: the directory to make.
-        corpus: the text for measuring quality; None leaves the bundle unverified and unmeasured, and its report says so.
+        corpus: the text to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
         say: told of each stage.
 
     Returns:
@@ -87,7 +87,7 @@ def build(
             plan_sha256=plan.sha256(),
             stages=tuple(stages),
             size_bytes={path.name: path.stat().st_size for path in sorted(artifact.iterdir())},
-            text=corpus and EvaluationText(corpus.name, corpus.sha256, corpus.windows.size, len(corpus.windows)),
+            text=_text(corpus),
             verification=verification,
             latency=latency,
             environment=fingerprint(),
@@ -149,6 +149,12 @@ def _verify(
     failures = broken_bounds(exact, shipped, plan.verify)
     guilty = blame(original, quantized.blocks, windows, say("find the cause", 8)) if failures else ()
     return Verification(exact, shipped, failures, guilty)
+
+
+def _text(corpus: Corpus | None) -> EvaluationText | None:
+    if corpus is None:
+        return None
+    return EvaluationText(corpus.name, corpus.sha256, corpus.windows.size, len(corpus.windows))
 
 
 def _measure(artifact: Path, plan: Plan, say: Say) -> DecoderLatency:

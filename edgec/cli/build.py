@@ -1,5 +1,6 @@
 """`edgec build`: checkpoint in, verified bundle out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def command(
 
     with progress() as bar:
 
-        def announce(stage: str, steps: int) -> object:
+        def announce(stage: str, steps: int) -> Callable[[str], object]:
             task = bar.add_task(stage, total=steps or None)
             return lambda _: bar.advance(task)
 
@@ -96,21 +97,16 @@ def _show(plan: "Plan", report: "Report") -> None:
         rows.append(("verification", "skipped"))
     else:
         shipped, exact = report.verification.shipped, report.verification.exact
+        perplexity = f"{shipped.reference_perplexity:.3f} -> {shipped.test_perplexity:.3f}"
+        ratio = f"{shipped.perplexity_ratio:.4f} +- {shipped.perplexity_ratio_se:.4f}"
         rows += [
             ("exact mode", f"logits within {exact.max_error:.1e} of the canonical graph"),
-            (
-                "perplexity",
-                f"{shipped.reference_perplexity:.3f} -> {shipped.test_perplexity:.3f}, "
-                f"ratio {shipped.perplexity_ratio:.4f} +- {shipped.perplexity_ratio_se:.4f}",
-            ),
+            ("perplexity", f"{perplexity}, ratio {ratio}"),
             ("KL divergence", f"{shipped.mean_kl:.5f} +- {shipped.mean_kl_se:.5f} nats"),
             ("top-1 agreement", f"{100 * shipped.top1_agreement:.2f} +- {100 * shipped.top1_agreement_se:.2f} %"),
         ]
     if report.latency is not None:
-        rows.append(
-            (
-                "speed here",
-                f"first token {report.latency.ttft_ms:.1f} ms, decode {report.latency.decode_tokens_per_s:.1f} tokens/s",
-            )
-        )
+        latency = report.latency
+        speed = f"first token {latency.ttft_ms:.1f} ms, decode {latency.decode_tokens_per_s:.1f} tokens/s"
+        rows.append(("speed here", speed))
     print_table(("", ""), rows)

@@ -69,6 +69,10 @@ def show_plan(plan: "Plan", name: str) -> None:
     """Print the plan as a table."""
     from edgec.report.page import describe_storage
 
+    verify = plan.verify
+    bounds = (
+        f"perplexity x{verify.max_perplexity_ratio:g}, KL {verify.max_mean_kl:g}, top-1 {verify.min_top1_agreement:g}"
+    )
     rows = [
         ("checkpoint", f"{name}: {plan.source.format}, {plan.source.family}, {plan.source.parameters / 1e6:.1f} M"),
         ("target", plan.target),
@@ -80,11 +84,7 @@ def show_plan(plan: "Plan", name: str) -> None:
         ("context", f"{plan.context_length} tokens"),
         ("weights", f"{plan.estimate.weight_bytes / 2**20:.1f} MiB"),
         ("KV cache", f"{plan.estimate.kv_cache_bytes / 2**20:.1f} MiB at full context"),
-        (
-            "bounds",
-            f"perplexity x{plan.verify.max_perplexity_ratio:g}, KL {plan.verify.max_mean_kl:g}, "
-            f"top-1 {plan.verify.min_top1_agreement:g}",
-        ),
+        ("bounds", bounds),
         ("plan", plan.sha256()),
     ]
     print_table(("", ""), rows)

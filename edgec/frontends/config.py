@@ -66,6 +66,11 @@ class Config:
         value = self._values.get(key)
         return default if value is None else value
 
+    def nullable(self, key: str, default: Any) -> Any:
+        """Return the value of `key`, null included; `default` where it is absent."""
+        self._read.add(key)
+        return self._values.get(key, default)
+
     def need(self, key: str) -> Any:
         """Return the value of `key`.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec.graph.store import shape_of
 from edgec.graph.tags import BLOCK
 
 OPSET = 23
@@ -78,7 +79,7 @@ class Emitter:
 
     def _add(self, name: str, tensor: ir.TensorProtocol) -> None:
         self.initializers[name] = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape_of(tensor)), const_value=tensor
         )
 
     def model(self, name: str, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:

@@ -32,7 +32,7 @@ class Store:
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
         data = np.ascontiguousarray(data)
-        self._file.write(memoryview(data).cast("B"))
+        self._file.write(data.reshape(-1).view(np.uint8).data)
         return ir.ExternalTensor(
             self.path.name, offset, data.nbytes, dtype, shape=ir.Shape(shape), name=name, base_dir=self.path.parent
         )
@@ -40,6 +40,11 @@ class Store:
     def flush(self) -> None:
         """Make everything that was added readable through the file."""
         self._file.flush()
+
+
+def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return the shape of a tensor, whose sizes are all known, as plain integers."""
+    return tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
 
 
 def raw_bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
@@ -51,11 +56,11 @@ def raw_bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
 
 def pack_nibbles(codes: NDArray[Any]) -> NDArray[np.uint8]:
     """Return 4-bit codes (any shape, int8 or uint8) packed in pairs, low nibble first, in row-major order."""
-    flat = codes.reshape(-1).view(np.uint8)
+    flat: NDArray[np.uint8] = codes.reshape(-1).view(np.uint8)
     if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    packed: NDArray[np.uint8] = (flat[0::2] & 0x0F) | (flat[1::2] << 4)
-    return packed
+        flat = np.append(flat, np.zeros(1, np.uint8))
+    high = np.left_shift(flat[1::2], 4, dtype=np.uint8)
+    return np.bitwise_or(np.bitwise_and(flat[0::2], 0x0F, dtype=np.uint8), high)
 
 
 def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:

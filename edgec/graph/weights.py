@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgec.graph.store import Store, pack_nibbles, raw_bytes, unpack_nibbles
+from edgec.graph.store import Store, pack_nibbles, raw_bytes, shape_of, unpack_nibbles
 from edgec.graph.tags import BLOCK, SOURCE
 from edgec.quantize.scheme import Scheme
 
@@ -93,7 +93,6 @@ def replace_by_codes(graph: ir.Graph, value: ir.Value, kind: Kind, codes: Codes,
     """Replace a float weight by integers in `store` and a `DequantizeLinear` before its first use."""
     name, scheme = str(value.name), codes.scheme
     integer = _INTEGERS[scheme.dtype, scheme.symmetric]
-    turn = (lambda a: a) if kind == "table" else (lambda a: a.T)
     blocked = scheme.group is not None
 
     def put(suffix: str, array: NDArray[Any], dtype: ir.DataType) -> ir.Value:
@@ -104,6 +103,9 @@ def replace_by_codes(graph: ir.Graph, value: ir.Value, kind: Kind, codes: Codes,
         new.metadata_props[SOURCE] = value.metadata_props.get(SOURCE, name)
         graph.register_initializer(new)
         return new
+
+    def turn(array: NDArray[Any]) -> NDArray[Any]:
+        return array if kind == "table" else array.T
 
     def groups(array: NDArray[Any]) -> NDArray[Any]:
         return turn(array) if blocked else array[:, 0]
@@ -145,14 +147,14 @@ def stored_codes(node: ir.Node) -> StoredCodes:
     group = node.attributes.get_int("block_size", 0) or None
     scheme = Scheme(kind, group, dtype in (ir.DataType.INT4, ir.DataType.INT8))
     transposed = node.attributes.get_int("axis", 1) != (0 if group is None else 1)
-    first, second = (int(d) for d in tensors[0].shape)
+    first, second = shape_of(tensors[0])
     shape = (second, first) if transposed else (first, second)
     assert node.inputs[0] is not None
     return StoredCodes(str(node.inputs[0].name).removesuffix(".codes"), scheme, shape, transposed, tensors)
 
 
 def _array(tensor: ir.TensorProtocol) -> NDArray[Any]:
-    shape = tuple(int(d) for d in tensor.shape)
+    shape = shape_of(tensor)
     if tensor.dtype in (ir.DataType.INT4, ir.DataType.UINT4):
         codes = unpack_nibbles(raw_bytes(tensor), shape)
         return (codes ^ 8).view(np.int8) - np.int8(8) if tensor.dtype == ir.DataType.INT4 else codes

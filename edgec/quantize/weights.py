@@ -12,7 +12,7 @@ from edgec.quantize.scheme import Scheme
 Choose = Callable[[ir.Value, Kind], Scheme | str]
 
 
-def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callable[[str], None]) -> ir.Model:
+def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callable[[str], object]) -> ir.Model:
     """Replace the float weights of `model` as `choose` says, and return `model`.
 
     Args:

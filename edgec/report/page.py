@@ -1,5 +1,7 @@
 """The report as a Markdown page for people."""
 
+from collections.abc import Sequence
+
 from edgec.quantize.scheme import Scheme
 from edgec.report.model import Report
 from edgec.spec.plan import Plan, Storage
@@ -21,7 +23,7 @@ def describe_storage(storage: Storage) -> str:
     return f"{storage.dtype}, {group}, {'symmetric' if storage.symmetric else 'asymmetric'}, {storage.algorithm}"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -59,9 +61,11 @@ def _quality(report: Report) -> str:
         "## Quality",
         f"Shipped mode against the source checkpoint, {text}.",
         _table(("", "value", "standard error"), rows),
-        f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest difference "
-        f"of a logit {v.exact.max_error:.2e}, {v.exact.relative_error:.2e} of their standard deviation "
-        f"(allowed {v.exact.bound:.0e}).",
+        (
+            f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest "
+            f"difference of a logit {v.exact.max_error:.2e}, {v.exact.relative_error:.2e} of their standard deviation "
+            f"(allowed {v.exact.bound:.0e})."
+        ),
     ]
     if v.blame:
         parts += ["What quantizing each group of layers alone costs:"]

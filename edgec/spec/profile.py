@@ -44,7 +44,7 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         max_perplexity_ratio: artifact over source.
         max_mean_kl: in nats.
         min_top1_agreement: share of tokens with the same most likely next token.
-        max_logit_error: of the artifact against the canonical graph in exact mode, in standard deviations of the logits.
+        max_logit_error: in exact mode, against the canonical graph, in standard deviations of its logits.
         text: what to evaluate on when the user names no text: "python-docs" or a path.
         tokens: how many.
         window: tokens in one window.

@@ -16,8 +16,8 @@ def target_page() -> str:
     lines = [
         "# Targets",
         "",
-        "Made from the files in `targets/` by `make docs`. The target `cpu` is the machine that runs edgec, looked at when",
-        "it is asked for. An empty cell is a fact that a class of machines does not determine.",
+        "Made from the files in `targets/` by `make docs`. The target `cpu` is the machine that runs edgec.",
+        "An empty cell is a fact that a class of machines does not determine.",
         "",
         _row(_HEADER),
         _row(("---",) * len(_HEADER)),
@@ -54,7 +54,7 @@ def facts(target: Target) -> dict[str, object]:
     """Return the facts that a target states, without its names and sources."""
     values = msgspec.to_builtins(target)
     skipped = ("name", "aliases", "sources")
-    return {key: value for key, value in values.items() if key not in skipped and value not in (None, [], {})}
+    return {key: value for key, value in values.items() if key not in skipped and value not in (None, (), {})}
 
 
 def _gpu(target: Target) -> str:

@@ -4,8 +4,7 @@ The integers stay what they are; signed codes are stored with an offset of half 
 take for granted when no zero point is given.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +14,9 @@ from edgec.backends.onnx_cpu.rewrite import CONTRIB, lazy, replace, users
 from edgec.graph.store import pack_nibbles
 from edgec.graph.weights import StoredCodes, stored_codes
 from edgec.quantize.scheme import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAME_BYTES = "edgec.same_bytes"
 """On an initializer: the name of another one whose bytes in the file are this one's too."""

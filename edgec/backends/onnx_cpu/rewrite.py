@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgec.graph.store import shape_of
+
 CONTRIB = "com.microsoft"
 
 
@@ -24,7 +26,9 @@ def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Return the small initializer `name`, registering it the first time."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape_of(tensor)), const_value=tensor
+        )
         graph.register_initializer(value)
     return graph.initializers[name]
 

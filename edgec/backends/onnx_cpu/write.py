@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.backends.onnx_cpu.matmul import SAME_BYTES
-from edgec.graph.store import Store
+from edgec.graph.store import Store, shape_of
 
 DATA_FILE = "model.onnx.data"
 # Smaller tensors (shapes, scalars) stay inside the model file, where ONNX Runtime can fold them.
@@ -22,7 +22,7 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) 
             assert tensor is not None
             if tensor.nbytes < _EXTERNAL_FROM_BYTES:
                 continue
-            shape = tuple(int(d) for d in tensor.shape)
+            shape = shape_of(tensor)
             twin = model.graph.initializers.get(value.metadata_props.get(SAME_BYTES, ""))
             if twin is not None and isinstance(twin.const_value, ir.ExternalTensor):
                 same = twin.const_value

@@ -54,12 +54,9 @@ def _quantize_rows(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, 
     padded = torch.nn.functional.pad(weight, (0, groups * width - cols)).view(rows, groups, width)
     top = padded.amax(-1, keepdim=True).clamp(min=0)
     bottom = padded.amin(-1, keepdim=True).clamp(max=0)
-    if scheme.symmetric:
-        scale = torch.maximum(top / scheme.high, bottom / scheme.low)
-    else:
-        scale = (top - bottom) / scheme.high
+    wide = torch.maximum(top / scheme.high, bottom / scheme.low) if scheme.symmetric else (top - bottom) / scheme.high
     empty = (top == 0) & (bottom == 0)
-    scale = torch.where(empty, torch.ones_like(scale), scale.clamp(min=_TINY))
+    scale = torch.where(empty, torch.ones_like(wide), wide.clamp(min=_TINY))
     zero = torch.zeros_like(scale) if scheme.symmetric else torch.round(-bottom / scale).clamp(0, scheme.high)
     codes = torch.round(padded / scale).add_(zero).clamp_(scheme.low, scheme.high)
     return codes.view(rows, groups * width)[:, :cols], scale.squeeze(-1), zero.squeeze(-1)

@@ -1,0 +1,66 @@
+"""The plan: resolved, checked, hashable."""
+
+import msgspec
+import pytest
+
+from edgec.checkpoint.open import open_checkpoint
+from edgec.errors import PlanError
+from edgec.frontends.families import describe
+from edgec.quantize.scheme import Scheme
+from edgec.spec.load import load_profile, load_target
+from edgec.spec.plan import Plan, check_backend, encode_plan, resolve
+
+
+@pytest.fixture
+def planned(tiny_llama):
+    def make(target="cpu", profile="int4", backend=None, **changes):
+        checkpoint = open_checkpoint(tiny_llama)
+        wanted = msgspec.structs.replace(load_target(target), **changes)
+        return resolve(checkpoint, describe(checkpoint), wanted, load_profile(profile), backend)
+
+    return make
+
+
+def test_everything_is_resolved(planned):
+    plan = planned()
+    assert plan.weights == plan.embedding == Scheme("int4", 32)
+    assert plan.context_length == 128  # the model's, which is less than the profile's
+    assert plan.backend == "onnx_cpu"
+    assert set(plan.source.files) >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_plan_survives_its_own_json(planned):
+    plan = planned()
+    again = msgspec.json.decode(encode_plan(plan), type=Plan)
+    assert again == plan
+    assert again.sha256() == plan.sha256()
+    assert planned(profile="int8").sha256() != plan.sha256()
+
+
+@pytest.mark.parametrize(("profile", "share"), [("fp32", 1.0), ("fp16", 0.5), ("int8", 0.27), ("int4", 0.16)])
+def test_the_estimate_is_near_the_artifact(planned, profile, share):
+    whole = planned(profile="fp32").estimate.weight_bytes
+    assert planned(profile=profile).estimate.weight_bytes == pytest.approx(share * whole, rel=0.1)
+
+
+def test_what_does_not_fit_is_refused(planned):
+    with pytest.raises(PlanError, match="KV cache"):
+        planned(memory_gib=1e-4)
+
+
+def test_weights_without_kernels_are_refused(planned):
+    with pytest.raises(PlanError, match="no kernels for int4"):
+        planned(weight_dtypes=("fp32", "int8"))
+
+
+def test_a_backend_that_the_target_lacks(planned):
+    with pytest.raises(PlanError, match="no backend 'tensorrt'"):
+        planned(backend="tensorrt")
+
+
+def test_a_backend_that_is_not_here_yet(planned):
+    plan = planned("jetson")
+    assert plan.backend == "tensorrt"
+    with pytest.raises(PlanError, match="no 'tensorrt' backend"):
+        check_backend(plan)
+    check_backend(planned("jetson", backend="onnx_cpu"))
