@@ -5,6 +5,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,16 @@ class Process:
 
 
 def run(command: Sequence[str], **environment: str) -> Process:
-    """Run a command to its end, its output on stderr; stop everything when it fails."""
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed with status {status}")
-    return Process(time.perf_counter() - start, usage.ru_maxrss * 1024)
+    """Run a command to its end; stop everything, with what it said, when it fails."""
+    with tempfile.TemporaryFile("w+") as log:
+        start = time.perf_counter()
+        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)} failed with status {status}:\n{log.read()}")
+    return Process(seconds, usage.ru_maxrss * 1024)
 
 
 def interleave(count: int, **things: Callable[[], object]) -> dict[str, list[object]]:

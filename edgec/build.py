@@ -1,5 +1,6 @@
 """The straight line from a checkpoint to a bundle."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def build(
         EdgecError: the checkpoint is refused, or the output cannot be written.
     """
     stages: list[Stage] = []
-    with staged(out) as folder:
+    with _no_collection(), staged(out) as folder:
         scratch, artifact = folder / "scratch", folder / ARTIFACT
         scratch.mkdir()
         artifact.mkdir()
@@ -98,6 +99,18 @@ def build(
         manifest = make_manifest(folder, plan.source.files, versions)
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return report
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switch Python's cycle collector off: graphs live to the end, and scanning them takes a sixth of a build."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

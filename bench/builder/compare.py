@@ -6,6 +6,7 @@ bench/results/builder.json and .md.
 """
 
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -83,7 +84,7 @@ def main() -> None:
     raw = {"machine": fingerprint(), "versions": versions, "figures": figures}
     (RESULTS / "builder.json").write_text(json.dumps(raw, indent=1) + "\n")
     note = f"{ROUNDS_BUILD} builds and {ROUNDS_SPEED} races of each, in turn; prompt {PROMPT}, {NEW} new tokens."
-    machine = f"{fingerprint()['cpu_model']}, {fingerprint()['cores']} cores. "
+    machine = f"{fingerprint()['cpu_model']}, {len(os.sched_getaffinity(0))} CPUs, Linux. "
     text = "\n".join([*lines, "", machine + note, ", ".join(f"{k} {v}" for k, v in versions.items()), ""])
     (RESULTS / "builder.md").write_text(text)
     print(text)

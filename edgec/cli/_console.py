@@ -26,7 +26,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0, overflow="fold")  # the first one is there to be copied
     for row in rows:

@@ -48,10 +48,12 @@ class Rope:
 
     Args:
         inverse_frequencies: radians per position, one for each pair of dimensions.
+        length: the positions that these frequencies are right for.
         magnitude: factor on cos and sin (YaRN's attention factor), 1 elsewhere.
     """
 
     inverse_frequencies: tuple[float, ...]
+    length: int
     magnitude: float = 1.0
 
 
@@ -110,6 +112,7 @@ class Decoder:
     """A whole decoder LM.
 
     Args:
+        context_length: the most positions that the description is right for.
         embedding: (vocab_size, hidden_size) token embedding.
         position_embedding: tensor name of (context_length, hidden_size) learned positions, or None.
         head: the output matrix, or None where it is the embedding (tied).

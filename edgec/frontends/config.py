@@ -66,11 +66,6 @@ class Config:
         value = self._values.get(key)
         return default if value is None else value
 
-    def nullable(self, key: str, default: Any) -> Any:
-        """Return the value of `key`, null included; `default` where it is absent."""
-        self._read.add(key)
-        return self._values.get(key, default)
-
     def need(self, key: str) -> Any:
         """Return the value of `key`.
 
@@ -123,13 +118,13 @@ class Config:
 
     def optional_size(self, key: str, default: int | None) -> int | None:
         """Return a positive integer, or None where the key is null; `default` holds where it is absent."""
-        value = self._values.get(key, default)
-        return None if self.get(key, value) is None else self.size(key, default)
+        self._read.add(key)
+        return None if self._values.get(key, default) is None else self.size(key, default)
 
     def optional_number(self, key: str, default: float | None) -> float | None:
         """Return a positive number, or None where the key is null; `default` holds where it is absent."""
-        value = self._values.get(key, default)
-        return None if self.get(key, value) is None else self.number(key, default, above=0)
+        self._read.add(key)
+        return None if self._values.get(key, default) is None else self.number(key, default, above=0)
 
     def numbers(self, key: str, count: int) -> list[float]:
         """Return a list of `count` positive numbers.

@@ -158,7 +158,7 @@ class _Writer(Emitter):
             cos, sin = (self.constant(f"rope.{number}.{part}", table) for part, table in tables)
             self.ropes[rope] = (cos, sin)
         dim = 2 * len(rope.inverse_frequencies)
-        partial_dim = {} if dim == head_dim else {"rotary_embedding_dim": dim}
+        partial_dim: dict[str, Any] = {} if dim == head_dim else {"rotary_embedding_dim": dim}
         return self.op(
             "RotaryEmbedding", x, *self.ropes[rope], self.position_ids, name=name, num_heads=heads, **partial_dim
         )
@@ -166,8 +166,8 @@ class _Writer(Emitter):
     def head_norm(self, name: str, norm: Norm | None, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         if norm is None or norm.size == heads * head_dim:
             return self.norm(name, norm, x)
-        split = self.constant(f"shape.heads.{heads}", np.array([0, 0, heads, head_dim], np.int64))
-        joined = self.constant(f"shape.joined.{heads}", np.array([0, 0, heads * head_dim], np.int64))
+        split = self.constant(f"shape.heads.{heads}.{head_dim}", np.array([0, 0, heads, head_dim], np.int64))
+        joined = self.constant(f"shape.joined.{heads * head_dim}", np.array([0, 0, heads * head_dim], np.int64))
         x = self.op("Reshape", x, split, name=f"{name}.split")
         x = self.norm(name, norm, x)
         return self.op("Reshape", x, joined, name=f"{name}.join")

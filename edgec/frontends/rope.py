@@ -17,56 +17,52 @@ from edgec.frontends.config import Config
 
 Floats = NDArray[np.float64]
 
+WHERE = "config.json: rope_parameters"
 
-def rope_parameters(config: Config, default_theta: float = 10000.0) -> dict[str, Any]:
+
+def rope_parameters(config: Config, theta: float = 10000.0, fraction: float = 1.0) -> dict[str, Any]:
     """Return one flat mapping (rope_type, rope_theta, ...) from either spelling that checkpoints use.
 
     transformers 4 wrote `rope_theta` and `rope_scaling`, transformers 5 writes `rope_parameters`.
+
+    Args:
+        config: the config.
+        theta: the family's default for `rope_theta`.
+        fraction: its default for `partial_rotary_factor`.
     """
-    parameters = dict(config.get("rope_parameters", {}))
-    scaling = dict(config.get("rope_scaling", {}))
-    theta = config.get("rope_theta", default_theta)
-    merged = {"rope_theta": theta, "rope_type": "default", **scaling, **parameters}
-    if "type" in merged:
-        merged["rope_type"] = merged.pop("type") if merged["rope_type"] == "default" else merged["rope_type"]
-        merged.pop("type", None)
-    return merged
+    outside = {
+        "rope_theta": config.number("rope_theta", theta),
+        "partial_rotary_factor": config.number("partial_rotary_factor", fraction),
+    }
+    old, new = config.mapping("rope_scaling"), config.mapping("rope_parameters")
+    return outside | (old or new)
 
 
-def rope(parameters: Mapping[str, Any], rotary_dim: int, length: int) -> Rope:
-    """Return the frequencies of `rotary_dim` dimensions.
+def rope(parameters: Mapping[str, Any], head_dim: int, length: int, *, partial: bool = False) -> Rope:
+    """Return the frequencies that `parameters` ask for.
 
     Args:
         parameters: flat mapping as `rope_parameters` returns it.
-        rotary_dim: how many dimensions of a head rotate.
+        head_dim: the dimensions of a head.
         length: the config's max_position_embeddings.
+        partial: whether the family can rotate a part of each head.
 
     Raises:
-        CheckpointError: the scaling is unknown, incomplete, or depends on the length of the prompt.
+        CheckpointError: the scaling is unknown, incomplete, or has a key or value that is not understood.
     """
-    kind = parameters.get("rope_type", "default")
-    if kind not in _SCALINGS:
-        raise CheckpointError(
-            f"config.json: rope scaling '{kind}' is not implemented",
-            where="config.json: rope_parameters.rope_type",
-            hint=f"supported: {', '.join(_SCALINGS)}",
-        )
-    known, scale = _SCALINGS[kind]
-    unknown = set(parameters) - known - _COMMON
-    if unknown:
-        raise CheckpointError(
-            f"config.json: rope scaling '{kind}' has the unknown key '{min(unknown)}'",
-            where=f"config.json: rope_parameters.{min(unknown)}",
-        )
-    theta = float(parameters["rope_theta"])
+    p = Config(parameters, where=WHERE)
+    kind = p.only("rope_type", p.only("type", "default", *_SCALINGS), *_SCALINGS)
+    theta = p.number("rope_theta", above=1)
+    fraction = p.number("partial_rotary_factor", 1.0, above=0)
+    rotary_dim = int(head_dim * fraction)
+    if not partial:
+        p.only("partial_rotary_factor", 1.0)
+    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise CheckpointError(f"{WHERE}: {rotary_dim} of {head_dim} dimensions of a head cannot rotate", where=WHERE)
     plain = 1.0 / theta ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
-    try:
-        frequencies, magnitude = scale(plain, dict(parameters), theta, length)
-    except KeyError as missing:
-        raise CheckpointError(
-            f"config.json: rope scaling '{kind}' has no {missing}", where="config.json: rope_parameters"
-        ) from None
-    return Rope(tuple(float(f) for f in frequencies), magnitude)
+    found = _SCALINGS[kind](plain, p, length)
+    p.finish()
+    return found
 
 
 def cos_sin(rope: Rope, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -78,87 +74,74 @@ def cos_sin(rope: Rope, length: int) -> tuple[NDArray[np.float32], NDArray[np.fl
     return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
-def _default(plain: Floats, _p: dict[str, Any], _theta: float, _length: int) -> tuple[Floats, float]:
-    return plain, 1.0
+def _rope(frequencies: Floats, length: int, magnitude: float = 1.0) -> Rope:
+    return Rope(tuple(float(f) for f in frequencies), length, magnitude)
 
 
-def _linear(plain: Floats, p: dict[str, Any], _theta: float, _length: int) -> tuple[Floats, float]:
-    return plain / float(p["factor"]), 1.0
+def _default(plain: Floats, _: Config, length: int) -> Rope:
+    return _rope(plain, length)
 
 
-def _llama3(plain: Floats, p: dict[str, Any], _theta: float, _length: int) -> tuple[Floats, float]:
-    factor, low, high = float(p["factor"]), float(p["low_freq_factor"]), float(p["high_freq_factor"])
-    turns = float(p["original_max_position_embeddings"]) * plain / (2 * math.pi)
+def _linear(plain: Floats, p: Config, length: int) -> Rope:
+    return _rope(plain / p.number("factor", above=0), length)
+
+
+def _dynamic(plain: Floats, p: Config, length: int) -> Rope:
+    # The base grows with texts longer than `length`, which are no longer than that here.
+    p.number("factor", above=0)
+    return _rope(plain, length)
+
+
+def _llama3(plain: Floats, p: Config, length: int) -> Rope:
+    factor, low = p.number("factor", above=0), p.number("low_freq_factor", above=0)
+    high = p.number("high_freq_factor", above=low)
+    turns = p.size("original_max_position_embeddings", length) * plain / (2 * math.pi)
     # Above `high` turns in the original context nothing changes, below `low` all is scaled, between it is blended.
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - blend) * plain / factor + blend * plain, 1.0
+    return _rope((1 - blend) * plain / factor + blend * plain, length)
 
 
-def _yarn(plain: Floats, p: dict[str, Any], theta: float, length: int) -> tuple[Floats, float]:
-    original = float(p.get("original_max_position_embeddings") or length)
-    factor = float(p["factor"])
-    dim = 2 * len(plain)
+def _yarn(plain: Floats, p: Config, length: int) -> Rope:
+    original = p.size("original_max_position_embeddings", length)
+    factor = p.number("factor", length / original, above=0)
+    dim, theta = 2 * len(plain), p.number("rope_theta")
 
     def dimension_of(turns: float) -> float:
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = dimension_of(float(p.get("beta_fast") or 32)), dimension_of(float(p.get("beta_slow") or 1))
-    if p.get("truncate", True):
+    low, high = dimension_of(p.number("beta_fast", 32, above=0)), dimension_of(p.number("beta_slow", 1, above=0))
+    if p.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = np.clip((np.arange(len(plain)) - low) / max(high - low, 0.001), 0.0, 1.0)
-    frequencies = plain / factor * ramp + plain * (1 - ramp)
-    return frequencies, _yarn_magnitude(p, factor)
+    width = high - low or 0.001
+    ramp = np.clip((np.arange(len(plain)) - low) / width, 0.0, 1.0)
+    return _rope(plain / factor * ramp + plain * (1 - ramp), length, _yarn_magnitude(p, factor))
 
 
-def _yarn_magnitude(p: dict[str, Any], factor: float) -> float:
+def _yarn_magnitude(p: Config, factor: float) -> float:
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if p.get("attention_factor") is not None:
-        return float(p["attention_factor"])
-    if p.get("mscale") and p.get("mscale_all_dim"):
-        return mscale(float(p["mscale"])) / mscale(float(p["mscale_all_dim"]))
-    return mscale(1.0)
+    over, under = p.number("mscale", 0), p.number("mscale_all_dim", 0)
+    inferred = mscale(over) / mscale(under) if over and under else mscale(1.0)
+    return p.number("attention_factor", inferred)
 
 
-def _longrope(plain: Floats, p: dict[str, Any], _theta: float, length: int) -> tuple[Floats, float]:
-    # The factors for short texts; texts beyond the original length are kept out by `trained_length` below.
-    original = float(p["original_max_position_embeddings"])
-    factor = float(p.get("factor") or length / original)
-    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    if p.get("attention_factor") is not None:
-        magnitude = float(p["attention_factor"])
-    short = np.asarray(p["short_factor"], np.float64)
-    if short.shape != plain.shape:
-        raise CheckpointError(
-            f"config.json: short_factor has {short.size} values, the rotary dimensions need {plain.size}",
-            where="config.json: rope_parameters.short_factor",
-        )
-    return plain / short, magnitude
+def _longrope(plain: Floats, p: Config, length: int) -> Rope:
+    # The model has other factors for texts beyond its original length; one graph has room for one set.
+    original = p.size("original_max_position_embeddings", length)
+    factor = p.number("factor", length / original, above=0)
+    short = np.array(p.numbers("short_factor", len(plain)))
+    p.numbers("long_factor", len(plain))
+    inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+    return _rope(plain / short, min(length, original), p.number("attention_factor", inferred))
 
 
-def trained_length(parameters: Mapping[str, Any], length: int) -> int:
-    """Return how many positions one set of frequencies is right for: LongRoPE has another set beyond its first length."""
-    if parameters.get("rope_type") == "longrope":
-        return min(length, int(parameters.get("original_max_position_embeddings", length)))
-    return length
-
-
-_COMMON = {"rope_theta", "rope_type", "partial_rotary_factor"}
 _SCALINGS = {
-    "default": (set[str](), _default),
-    "linear": ({"factor"}, _linear),
-    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, _llama3),
-    "yarn": (
-        {
-            "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
-            "mscale", "mscale_all_dim", "truncate",
-        },
-        _yarn,
-    ),
-    "longrope": (
-        {"short_factor", "long_factor", "factor", "original_max_position_embeddings", "attention_factor"},
-        _longrope,
-    ),
-}  # fmt: skip
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}

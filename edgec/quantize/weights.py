@@ -1,14 +1,20 @@
 """The pass that quantizes the weights of a canonical graph, one at a time, into a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgec.graph.store import Store
 from edgec.graph.weights import Codes, Kind, float_weights, load, replace_by_codes, replace_by_half
 from edgec.quantize.scheme import Scheme
 
+T = TypeVar("T")
+R = TypeVar("R")
 Choose = Callable[[ir.Value, Kind], Scheme | str]
 
 
@@ -21,19 +27,35 @@ def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callab
         store: where the integers go.
         tick: called with the name of each weight when it is done.
     """
-    import torch
-
-    for value, kind in list(float_weights(model.graph)):
-        name = str(value.name)
-        chosen = choose(value, kind)
-        if chosen == "fp16":
-            replace_by_half(model.graph, value, kind, load(value, kind), store)
-        elif isinstance(chosen, Scheme):
-            algorithm = import_module(f"edgec.quantize.algorithms.{chosen.algorithm}")
-            tensor = algorithm.quantize(torch.from_numpy(load(value, kind)), None, chosen)
-            zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
-            codes = Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen)
-            replace_by_codes(model.graph, value, kind, codes, store)
-        tick(name)
+    weights = [(value, kind, choose(value, kind)) for value, kind in float_weights(model.graph)]
+    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight), weights):
+        if isinstance(stored, Codes):
+            replace_by_codes(model.graph, value, kind, stored, store)
+        elif stored is not None:
+            replace_by_half(model.graph, value, kind, stored, store)
+        tick(str(value.name))
     store.flush()
     return model
+
+
+def _store_form(value: ir.Value, kind: Kind, chosen: Scheme | str) -> Codes | NDArray[np.float32] | None:
+    """Return the integers of a weight, its floats where they are stored as float16, or None where it stays."""
+    if isinstance(chosen, Scheme):
+        import torch
+
+        algorithm = import_module(f"edgec.quantize.algorithms.{chosen.algorithm}")
+        tensor = algorithm.quantize(torch.from_numpy(load(value, kind)), None, chosen)
+        zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
+        return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen)
+    return load(value, kind) if chosen == "fp16" else None
+
+
+def _one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    """Yield (item, function(item)) in order; the next one is worked on meanwhile, and no more than that."""
+    with ThreadPoolExecutor(1) as worker:
+        following = worker.submit(function, items[0]) if items else None
+        for item, after in zip(items, [*items[1:], None], strict=True):
+            assert following is not None
+            result = following.result()
+            following = worker.submit(function, after) if after is not None else None
+            yield item, result

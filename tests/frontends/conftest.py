@@ -13,7 +13,7 @@ import transformers
 
 from edgec.checkpoint.open import open_checkpoint
 from edgec.frontends.decoder import emit
-from edgec.frontends.families import describe
+from edgec.frontends.families import describe, families
 
 COMMON = {
     "vocab_size": 97,
@@ -120,7 +120,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
     return make
 
 
-@pytest.fixture(params=sorted(EXTRA))
+@pytest.fixture(params=sorted(families()))
 def kind(request: pytest.FixtureRequest) -> str:
-    """A family's model type."""
+    """The model type of each family in the folder."""
     return request.param

@@ -11,7 +11,7 @@ from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE, MODEL_FILE
 from edgec.backends.onnx_cpu.genai import genai_config
 from edgec.backends.onnx_cpu.logits import last_logits_only
 from edgec.backends.onnx_cpu.lower import lower, with_accuracy_level
-from edgec.backends.onnx_cpu.write import save, write_weights
+from edgec.backends.onnx_cpu.write import write_weights
 from edgec.frontends.architecture import Decoder
 from edgec.spec.plan import Plan
 
@@ -40,8 +40,8 @@ def compile_decoder(
     """
     lowered = lower(model, plan.accuracy_level)
     write_weights(lowered, folder, tick)
-    save(lowered, folder / ALL_LOGITS_FILE)
-    save(last_logits_only(lowered), folder / MODEL_FILE)
+    ir.save(lowered, folder / ALL_LOGITS_FILE)
+    ir.save(last_logits_only(lowered), folder / MODEL_FILE)
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     positions = any(value.name == "position_ids" for value in lowered.graph.inputs)
@@ -53,5 +53,5 @@ def compile_decoder(
 
 def write_exact(lowered: ir.Model, folder: Path) -> str:
     """Write a twin of the evaluation model that computes with float32 activations, and return its file name."""
-    save(with_accuracy_level(lowered, 1), folder / EXACT_FILE)
+    ir.save(with_accuracy_level(lowered, 1), folder / EXACT_FILE)
     return EXACT_FILE

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.backends.onnx_cpu.rewrite import constant
-from edgec.graph.tags import BLOCK
 
 
 def last_logits_only(model: ir.Model) -> ir.Model:
@@ -32,28 +31,22 @@ def last_logits_only(model: ir.Model) -> ir.Model:
 
 
 def _last_rows(graph: ir.Graph, hidden: ir.Value, head: ir.Node) -> ir.Value:
-    """Write hidden[row, clip(kept tokens of the row - 1 - past, 0, sequence - 1)], kept 3-dimensional."""
+    """Write hidden[row, max(kept tokens of the row - 1 - past, 0)], (batch, 1, hidden)."""
     inputs = {value.name: value for value in graph.inputs}
-    mask, ids = inputs["attention_mask"], inputs["input_ids"]
-    one = constant(graph, "last.one", np.array(1, np.int64))
     zero = constant(graph, "last.zero", np.array(0, np.int64))
-    axis = constant(graph, "last.axis", np.array([1], np.int64))
+    one = constant(graph, "last.one", np.array([1], np.int64))
+    axes = constant(graph, "last.axes", np.array([1, 2], np.int64))
 
-    def op(op_type: str, *values: ir.Value, **attributes: Any) -> ir.Value:
-        name = f"last.{len(names)}.{op_type.lower()}"
-        names.append(name)
-        node = ir.node(op_type, list(values), attributes, name=name)
-        node.outputs[0].name = name
-        node.metadata_props[BLOCK] = head.metadata_props[BLOCK]
+    def op(name: str, op_type: str, *values: ir.Value | None, **attributes: Any) -> ir.Value:
+        node = ir.node(op_type, list(values), attributes, name=f"last.{name}")
+        node.outputs[0].name = node.name
         graph.insert_before(head, node)
         return node.outputs[0]
 
-    names: list[str] = []
-    total = op("Gather", op("Shape", mask), one, axis=0)
-    length = op("Gather", op("Shape", ids), one, axis=0)
-    kept = op("ReduceSum", mask, axis, keepdims=1)
-    past = op("Sub", total, length)
-    last = op("Sub", op("Sub", kept, one), past)
-    last = op("Max", op("Min", last, op("Sub", length, one)), zero)
-    rows = op("GatherND", hidden, last, batch_dims=1)
-    return op("Unsqueeze", rows, axis)
+    # The number of tokens is a handful of integers: each node here runs for every token that is generated.
+    kept = op("kept", "ReduceSum", inputs["attention_mask"], one, keepdims=0)
+    total = op("total", "Shape", inputs["attention_mask"], start=1)
+    length = op("length", "Shape", inputs["input_ids"], start=1)
+    past_and_one = op("past_and_one", "Add", op("past", "Sub", total, length), one)
+    index = op("index", "Max", op("offset", "Sub", kept, past_and_one), zero)
+    return op("hidden", "GatherND", hidden, op("indices", "Unsqueeze", index, axes), batch_dims=1)

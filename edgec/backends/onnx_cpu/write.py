@@ -1,4 +1,4 @@
-"""Write the weights of a lowered model into a file, one tensor in memory at a time, and models that refer to it."""
+"""Write the weights of a lowered model into a file, one tensor in memory at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +31,5 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) 
             else:
                 value.const_value = store.add(name, np.asarray(tensor.numpy()), tensor.dtype, shape)
             tick(name)
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Write a model whose weights are in the file beside `path`, without edgec's own notes in it."""
-    bare = model.clone()
-    for noted in (*bare.graph, *bare.graph.initializers.values()):
-        noted.metadata_props.clear()
-    ir.save(bare, path)
+    for noted in (*model.graph, *model.graph.initializers.values()):
+        noted.metadata_props.clear()  # notes between passes are of no use on a device

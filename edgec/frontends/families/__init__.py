@@ -33,10 +33,10 @@ def describe(checkpoint: Checkpoint, ignored: frozenset[str] = frozenset()) -> D
     """
     kind = checkpoint.config.get("model_type")
     known = families()
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         near = difflib.get_close_matches(str(kind), known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        what = "config.json has no 'model_type'" if kind is None else f"edgec does not know the architecture '{kind}'"
+        what = "config.json has no 'model_type'" if kind is None else f"edgec does not know the architecture {kind!r}"
         raise CheckpointError(what, where=str(checkpoint.path), hint=f"{hint}known: {', '.join(sorted(known))}")
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """What decoders of Llama's kind share: pre-norm RMS layers, rotary grouped-query attention, a gated MLP."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+# Far more than any model has: a config with a number such as 10**9 is refused before it fills the memory.
+MOST_LAYERS = MOST_HEADS = 4096
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ def sizes(
     config: Config, *, context: int = 2048, eps: float = 1e-6, head_dim: int | None = None, kv_heads: int | None = None
 ) -> Sizes:
     """Read the sizes; the arguments are the family's defaults for keys that configs leave out."""
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    groups = config.size("num_key_value_heads", kv_heads or heads)
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads", most=MOST_HEADS)
+    groups = config.optional_size("num_key_value_heads", kv_heads) or heads
     if heads % groups:
         raise CheckpointError(
             f"config.json: {heads} attention heads cannot share {groups} key-value heads", where="config.json"
@@ -49,7 +54,7 @@ def sizes(
         vocab=config.size("vocab_size"),
         hidden=hidden,
         inner=config.size("intermediate_size"),
-        layers=config.size("num_hidden_layers"),
+        layers=config.size("num_hidden_layers", most=MOST_LAYERS),
         heads=heads,
         kv_heads=groups,
         head_dim=config.size("head_dim", head_dim or hidden // heads),
@@ -68,11 +73,22 @@ def activation(config: Config, key: str, default: str) -> Activation:
     return _ACTIVATIONS[config.only(key, default, *others)]
 
 
-def rotation(config: Config, s: Sizes, theta: float = 10000.0, fraction: float = 1.0) -> Rope:
-    """Return the rotary embedding that the config asks for; `fraction` of each head rotates by default."""
-    parameters = rope_parameters(config, theta)
-    fraction = float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", fraction)))
-    return rope(parameters, int(s.head_dim * fraction), s.context)
+def rotation(config: Config, s: Sizes, theta: float = 10000.0) -> Rope:
+    """Return the rotary embedding of whole heads that the config asks for; `theta` is the family's default."""
+    return rope(rope_parameters(config, theta), s.head_dim, s.context)
+
+
+def head_size(hidden: int, heads: int) -> int:
+    """Return the dimensions of a head where the heads share the hidden size.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    if hidden % heads:
+        raise CheckpointError(
+            f"config.json: {heads} attention heads cannot share a hidden size of {hidden}", where="config.json"
+        )
+    return hidden // heads
 
 
 def linear(name: str, n_in: int, n_out: int, bias: bool = False) -> Linear:
@@ -119,36 +135,55 @@ def pre_norm_layer(s: Sizes, prefix: str, attend: Attention, feed: Mlp, **more: 
 
 
 def decoder(
-    config: Config, s: Sizes, family: str, layer: Callable[[int, str], Layer], *, tied: bool = False, **more: Any
+    config: Config,
+    s: Sizes,
+    family: str,
+    layer: Callable[[int, str], Layer],
+    *,
+    tied: bool = False,
+    norm_offset: float = 0.0,
+    **more: Any,
 ) -> Decoder:
-    """Return the whole decoder; `tied` is the family's default, `layer` gets the index and the prefix of names."""
-    offset = more.pop("norm_offset", 0.0)
-    context = more.pop("context_length", s.context)
+    """Return the whole decoder.
+
+    Args:
+        config: the config.
+        s: its sizes.
+        family: the name of the family.
+        layer: makes a layer from its index and the prefix of its tensors' names.
+        tied: the family's default.
+        norm_offset: of the final norm.
+        more: goes to `Decoder`.
+    """
+    layers = tuple(layer(i, f"model.layers.{i}") for i in range(s.layers))
+    ropes = (each.attention.rope for each in layers)
     return Decoder(
         family=family,
         vocab_size=s.vocab,
         hidden_size=s.hidden,
-        context_length=context,
+        context_length=min((rotary.length for rotary in ropes if rotary), default=s.context),
         embedding="model.embed_tokens.weight",
-        layers=tuple(layer(i, f"model.layers.{i}") for i in range(s.layers)),
-        final_norm=Norm("model.norm.weight", s.hidden, s.eps, offset=offset),
-        head=None if config.get("tie_word_embeddings", tied) else Linear("lm_head.weight", (s.hidden, s.vocab)),
+        layers=layers,
+        final_norm=Norm("model.norm.weight", s.hidden, s.eps, offset=norm_offset),
+        head=None if config.flag("tie_word_embeddings", tied) else Linear("lm_head.weight", (s.hidden, s.vocab)),
         **more,
     )
 
 
-def windows(config: Config, s: Sizes, window: int | None, default: Sequence[str]) -> tuple[int | None, ...]:
+def windows(config: Config, s: Sizes, window: int | None, default: list[str]) -> tuple[int | None, ...]:
     """Return the sliding window of each layer, from `layer_types` or the family's default types.
 
     Raises:
         CheckpointError: a layer has another type, or the list is too short.
     """
-    types = config.get("layer_types", list(default))
-    if len(types) != s.layers or set(types) - {"full_attention", "sliding_attention"}:
+    types = config.get("layer_types", default)
+    if not isinstance(types, list) or len(types) != s.layers or any(kind not in _LAYER_TYPES for kind in types):
         raise CheckpointError(
             f"config.json: 'layer_types' is {types!r}, expected {s.layers} times full_attention or sliding_attention",
             where="config.json: layer_types",
         )
     if window is None and "sliding_attention" in types:
-        raise CheckpointError("config.json: layers slide, but 'sliding_window' is null", where="config.json")
+        raise CheckpointError(
+            "config.json: 'layer_types' asks for sliding windows, but they are off", where="config.json"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -3,7 +3,7 @@
 Source: Gemma Team 2024 (arXiv:2408.00118).
 """
 
-from edgec.frontends.architecture import Attention, Decoder, Layer, Norm
+from edgec.frontends.architecture import Attention, Decoder, Layer, Mlp, Norm
 from edgec.frontends.config import Config
 from edgec.frontends.families import _gated as g
 
@@ -16,11 +16,11 @@ def decoder(config: Config) -> Decoder:
     kind = g.activation(config, "hidden_activation", "gelu_pytorch_tanh")
     config.get("hidden_act")  # transformers reads hidden_activation
     config.only("use_bidirectional_attention", None, False)
-    bias = bool(config.get("attention_bias", False))
-    scale = config.number("query_pre_attn_scalar", 256) ** -0.5
-    softcap = config.nullable("attn_logit_softcapping", 50.0) or 0.0
+    bias = config.flag("attention_bias", False)
+    scale = config.number("query_pre_attn_scalar", 256, above=0) ** -0.5
+    softcap = config.optional_number("attn_logit_softcapping", 50.0) or 0.0
     types = ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(s.layers)]
-    windows = g.windows(config, s, config.nullable("sliding_window", 4096), types)
+    windows = g.windows(config, s, config.optional_size("sliding_window", 4096), types)
     rotary = g.rotation(config, s)
 
     def layer(i: int, prefix: str) -> Layer:
@@ -31,7 +31,7 @@ def decoder(config: Config) -> Decoder:
             bias=bias,
             o_bias=bias,
             scale=scale,
-            softcap=float(softcap),
+            softcap=softcap,
             window=windows[i],
         )
         return sandwich_layer(s, prefix, attend, g.mlp(s, f"{prefix}.mlp", kind))
@@ -44,11 +44,11 @@ def decoder(config: Config) -> Decoder:
         tied=True,
         norm_offset=1.0,
         embedding_multiplier=s.hidden**0.5,
-        logits_softcap=float(config.nullable("final_logit_softcapping", 30.0) or 0.0),
+        logits_softcap=config.optional_number("final_logit_softcapping", 30.0) or 0.0,
     )
 
 
-def sandwich_layer(s: g.Sizes, prefix: str, attend: Attention, feed: g.Mlp) -> Layer:
+def sandwich_layer(s: g.Sizes, prefix: str, attend: Attention, feed: Mlp) -> Layer:
     """Return a layer with norms before and after both branches; Gemma stores the weights of norms minus 1."""
 
     def norm(name: str) -> Norm:

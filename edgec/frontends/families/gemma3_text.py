@@ -7,7 +7,7 @@ from edgec.frontends.architecture import Decoder, Layer, Norm, Rope
 from edgec.frontends.config import Config
 from edgec.frontends.families import _gated as g
 from edgec.frontends.families.gemma2 import sandwich_layer
-from edgec.frontends.rope import rope, rope_parameters
+from edgec.frontends.rope import WHERE, rope
 
 MODEL_TYPES = ("gemma3_text",)
 
@@ -18,12 +18,12 @@ def decoder(config: Config) -> Decoder:
     kind = g.activation(config, "hidden_activation", "gelu_pytorch_tanh")
     config.get("hidden_act")  # transformers reads hidden_activation
     config.only("use_bidirectional_attention", None, False)
-    bias = bool(config.get("attention_bias", False))
-    scale = config.number("query_pre_attn_scalar", 256) ** -0.5
-    softcap = config.get("attn_logit_softcapping", 0.0)
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    bias = config.flag("attention_bias", False)
+    scale = config.number("query_pre_attn_scalar", 256, above=0) ** -0.5
+    config.only("attn_logit_softcapping", None)  # transformers does not apply it
+    pattern = config.size("sliding_window_pattern", 6)
     types = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(s.layers)]
-    windows = g.windows(config, s, config.nullable("sliding_window", 4096), types)
+    windows = g.windows(config, s, config.optional_size("sliding_window", 4096), types)
     near, far = _rotations(config, s)
 
     def layer(i: int, prefix: str) -> Layer:
@@ -34,7 +34,6 @@ def decoder(config: Config) -> Decoder:
             bias=bias,
             o_bias=bias,
             scale=scale,
-            softcap=float(softcap),
             window=windows[i],
             q_norm=Norm(f"{prefix}.self_attn.q_norm.weight", s.head_dim, s.eps, offset=1.0),
             k_norm=Norm(f"{prefix}.self_attn.k_norm.weight", s.head_dim, s.eps, offset=1.0),
@@ -49,17 +48,15 @@ def decoder(config: Config) -> Decoder:
         tied=True,
         norm_offset=1.0,
         embedding_multiplier=s.hidden**0.5,
-        logits_softcap=float(config.get("final_logit_softcapping", 0.0)),
+        logits_softcap=config.optional_number("final_logit_softcapping", None) or 0.0,
     )
 
 
 def _rotations(config: Config, s: g.Sizes) -> tuple[Rope, Rope]:
     """Return the frequencies of sliding layers and of full ones: nested by layer type, or in two flat keys."""
-    local_theta = config.number("rope_local_base_freq", 10000.0)
-    nested = config.get("rope_parameters", {})
-    if "full_attention" in nested:
-        near = {"rope_theta": local_theta, **nested.get("sliding_attention", {})}
-        far = {"rope_theta": 1000000.0, **nested["full_attention"]}
-    else:
-        near, far = {"rope_theta": local_theta}, rope_parameters(config, 1000000.0)
+    nested = Config(config.mapping("rope_parameters"), where=WHERE)
+    near = {"rope_theta": config.number("rope_local_base_freq", 10000.0), **nested.mapping("sliding_attention")}
+    far = {"rope_theta": config.number("rope_theta", 1000000.0), **nested.mapping("full_attention")}
+    nested.finish()
+    far |= config.mapping("rope_scaling")
     return rope(near, s.head_dim, s.context), rope(far, s.head_dim, s.context)

@@ -5,18 +5,19 @@ Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners
 
 from edgec.frontends.architecture import Attention, Decoder, Layer, Linear, Mlp, Norm
 from edgec.frontends.config import Config
-from edgec.frontends.families._gated import activation
+from edgec.frontends.families._gated import MOST_HEADS, MOST_LAYERS, activation, head_size
 
 MODEL_TYPES = ("gpt2",)
 
 
 def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
-    hidden, heads = config.size("n_embd"), config.size("n_head")
+    hidden, heads = config.size("n_embd"), config.size("n_head", most=MOST_HEADS)
+    head_dim = head_size(hidden, heads)
     inner, eps = config.size("n_inner", 4 * hidden), config.number("layer_norm_epsilon", 1e-5)
     kind = activation(config, "activation_function", "gelu_new")
-    by_layer = bool(config.get("scale_attn_by_inverse_layer_idx", False))
-    scaled = bool(config.nullable("scale_attn_weights", True))
+    by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
+    scaled = config.flag("scale_attn_weights", True)
     config.get("reorder_and_upcast_attn")  # the same values in another order
     # Files from before 2020, the original ones among them, have no prefix.
     root = "transformer." if "transformer.wte.weight" in config.tensors else ""
@@ -34,7 +35,7 @@ def decoder(config: Config) -> Decoder:
             matrix(f"{name}.attn.c_attn", hidden, hidden, (j * hidden, (j + 1) * hidden), part)
             for j, part in enumerate("qkv")
         )
-        scale = ((hidden // heads) ** -0.5 if scaled else 1.0) / (i + 1 if by_layer else 1)
+        scale = (head_dim**-0.5 if scaled else 1.0) / (i + 1 if by_layer else 1)
         attend = Attention(
             q=q,
             k=k,
@@ -42,7 +43,7 @@ def decoder(config: Config) -> Decoder:
             o=matrix(f"{name}.attn.c_proj", hidden, hidden),
             heads=heads,
             kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             scale=scale,
         )
         feed = Mlp(matrix(f"{name}.mlp.c_fc", hidden, inner), matrix(f"{name}.mlp.c_proj", inner, hidden), kind)
@@ -56,7 +57,7 @@ def decoder(config: Config) -> Decoder:
         context_length=config.size("n_positions", 1024),
         embedding=f"{root}wte.weight",
         position_embedding=f"{root}wpe.weight",
-        layers=tuple(layer(i) for i in range(config.size("n_layer"))),
+        layers=tuple(layer(i) for i in range(config.size("n_layer", most=MOST_LAYERS))),
         final_norm=norm(f"{root}ln_f"),
-        head=None if config.get("tie_word_embeddings", True) else Linear("lm_head.weight", (hidden, vocab)),
+        head=None if config.flag("tie_word_embeddings", True) else Linear("lm_head.weight", (hidden, vocab)),
     )

@@ -5,24 +5,25 @@ Source: Black et al. 2022 (arXiv:2204.06745).
 
 from edgec.frontends.architecture import Attention, Decoder, Layer, Linear, Mlp, Norm
 from edgec.frontends.config import Config
-from edgec.frontends.families._gated import activation, linear
-from edgec.frontends.rope import rope, rope_parameters, trained_length
+from edgec.frontends.families._gated import MOST_HEADS, MOST_LAYERS, activation, head_size, linear
+from edgec.frontends.rope import rope, rope_parameters
 
 MODEL_TYPES = ("gpt_neox",)
 
 
 def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads", most=MOST_HEADS)
     inner, eps = config.size("intermediate_size"), config.number("layer_norm_eps", 1e-5)
-    head_dim, vocab = hidden // heads, config.size("vocab_size")
+    head_dim, vocab = head_size(hidden, heads), config.size("vocab_size")
     context = config.size("max_position_embeddings", 2048)
     kind = activation(config, "hidden_act", "gelu")
-    bias = bool(config.nullable("attention_bias", True))
-    parallel = bool(config.nullable("use_parallel_residual", True))
-    parameters = rope_parameters(config, config.number("rotary_emb_base", 10000.0))
-    fraction = float(parameters.get("partial_rotary_factor", config.number("rotary_pct", 0.25)))
-    rotary = rope(parameters, int(head_dim * fraction), context)
+    bias = config.flag("attention_bias", True)
+    parallel = config.flag("use_parallel_residual", True)
+    theta, fraction = config.number("rotary_emb_base", 10000.0), config.number("rotary_pct", 0.25)
+    config.only("rope_theta", theta)  # transformers 4 wrote these too, transformers 5 does not read them
+    config.only("partial_rotary_factor", fraction)
+    rotary = rope(rope_parameters(config, theta, fraction), head_dim, context, partial=True)
 
     def norm(name: str) -> Norm:
         return Norm(f"{name}.weight", hidden, eps, kind="layer", bias=f"{name}.bias")
@@ -61,13 +62,14 @@ def decoder(config: Config) -> Decoder:
             parallel=parallel,
         )
 
+    head = "lm_head.weight" if "lm_head.weight" in config.tensors else "embed_out.weight"
     return Decoder(
         family="gpt_neox",
         vocab_size=vocab,
         hidden_size=hidden,
-        context_length=trained_length(parameters, context),
+        context_length=rotary.length,
         embedding="gpt_neox.embed_in.weight",
-        layers=tuple(layer(i) for i in range(config.size("num_hidden_layers"))),
+        layers=tuple(layer(i) for i in range(config.size("num_hidden_layers", most=MOST_LAYERS))),
         final_norm=norm("gpt_neox.final_layer_norm"),
-        head=None if config.get("tie_word_embeddings", False) else Linear("embed_out.weight", (hidden, vocab)),
+        head=None if config.flag("tie_word_embeddings", False) else Linear(head, (hidden, vocab)),
     )

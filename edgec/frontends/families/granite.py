@@ -14,7 +14,7 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config)
     kind = g.activation(config, "hidden_act", "silu")
-    bias, mlp_bias = bool(config.get("attention_bias", False)), bool(config.get("mlp_bias", False))
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     scale = config.number("attention_multiplier", 1.0)
     residual = config.number("residual_multiplier", 1.0)
     rotary = g.rotation(config, s)
@@ -30,5 +30,5 @@ def decoder(config: Config) -> Decoder:
         "granite",
         layer,
         embedding_multiplier=config.number("embedding_multiplier", 1.0),
-        logits_multiplier=1 / config.number("logits_scaling", 1.0),
+        logits_multiplier=1 / config.number("logits_scaling", 1.0, above=0),
     )

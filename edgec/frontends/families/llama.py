@@ -14,10 +14,9 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config)
     kind = g.activation(config, "hidden_act", "silu")
-    config.only("pretraining_tp", 1)
     config.get("rope_interleaved")  # written by converters; transformers' Llama does not read it
     config.get("is_llama_config")
-    bias, mlp_bias = bool(config.get("attention_bias", False)), bool(config.get("mlp_bias", False))
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     rotary = g.rotation(config, s)
 
     def layer(_: int, prefix: str) -> Layer:

@@ -14,7 +14,8 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config, context=4096 * 32, kv_heads=8)
     kind = g.activation(config, "hidden_act", "silu")
-    window = config.nullable("sliding_window", 4096)
+    config.only("attention_bias", False)
+    window = config.optional_size("sliding_window", 4096)
     rotary = g.rotation(config, s)
 
     def layer(_: int, prefix: str) -> Layer:

@@ -14,7 +14,7 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config, eps=1e-5)
     kind = g.activation(config, "hidden_act", "silu")
-    bias = bool(config.get("attention_bias", False))
+    bias = config.flag("attention_bias", False)
     rotary = g.rotation(config, s)
 
     def layer(_: int, prefix: str) -> Layer:

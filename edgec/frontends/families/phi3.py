@@ -5,11 +5,10 @@ With LongRoPE the artifact takes the original context (4096 tokens): beyond it t
 Source: Abdin et al. 2024 (arXiv:2404.14219); LongRoPE: Ding et al. 2024 (arXiv:2402.13753).
 """
 
-from edgec.errors import CheckpointError
 from edgec.frontends.architecture import Attention, Decoder, Layer, Linear, Mlp
 from edgec.frontends.config import Config
 from edgec.frontends.families import _gated as g
-from edgec.frontends.rope import rope, rope_parameters, trained_length
+from edgec.frontends.rope import rope, rope_parameters
 
 MODEL_TYPES = ("phi3",)
 
@@ -18,19 +17,19 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config, context=4096, eps=1e-5)
     kind = g.activation(config, "hidden_act", "silu")
-    window = config.get("sliding_window")
+    for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        config.only(key, False)
+    config.only("interpolate_factor", 1)
+    config.only("full_attn_mod", 1)
+    window = config.optional_size("sliding_window", None)
     original = config.size("original_max_position_embeddings", 4096)
     parameters = rope_parameters(config)
-    if parameters["rope_type"] == "su":  # what LongRoPE was called at first
-        parameters["rope_type"] = "longrope"
-    if parameters["rope_type"] == "longrope":
-        parameters = {"original_max_position_embeddings": original, **parameters}
-    elif parameters["rope_type"] != "default":
-        raise CheckpointError(
-            f"config.json: Phi-3 has no rope scaling '{parameters['rope_type']}'", where="config.json: rope_parameters"
-        )
-    fraction = float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
-    rotary = rope(parameters, int(s.head_dim * fraction), s.context)
+    kind_of_rope = parameters.pop("rope_type", parameters.pop("type", "default"))
+    if kind_of_rope in ("longrope", "su", "yarn"):  # all three mean LongRoPE here
+        parameters |= {"rope_type": "longrope", "original_max_position_embeddings": original}
+    elif kind_of_rope != "default":
+        raise config.wrong("rope_type", kind_of_rope, "one that Phi-3 has: default or longrope")
+    rotary = rope(parameters, s.head_dim, s.context, partial=True)
 
     def layer(_: int, prefix: str) -> Layer:
         q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
@@ -55,4 +54,4 @@ def decoder(config: Config) -> Decoder:
         )
         return g.pre_norm_layer(s, prefix, attend, feed)
 
-    return g.decoder(config, s, "phi3", layer, context_length=trained_length(parameters, s.context))
+    return g.decoder(config, s, "phi3", layer)

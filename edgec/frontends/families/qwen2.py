@@ -12,7 +12,7 @@ MODEL_TYPES = ("qwen2",)
 
 def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
-    s = g.sizes(config, context=32768)
+    s = g.sizes(config, context=32768, kv_heads=32)
     kind = g.activation(config, "hidden_act", "silu")
     config.only("use_mrope", False)
     windows = sliding(config, s)
@@ -27,9 +27,8 @@ def decoder(config: Config) -> Decoder:
 
 def sliding(config: Config, s: g.Sizes) -> tuple[int | None, ...]:
     """Return the window of each layer: those from `max_window_layers` on slide, where windows are on at all."""
-    slides = bool(config.get("use_sliding_window", False))
-    window = config.nullable("sliding_window", 4096)
-    window = window if slides else None
-    first = config.get("max_window_layers", 28)
+    window = config.optional_size("sliding_window", 4096)
+    window = window if config.flag("use_sliding_window", False) else None
+    first = config.number("max_window_layers", 28)
     types = ["sliding_attention" if window and i >= first else "full_attention" for i in range(s.layers)]
     return g.windows(config, s, window, types)

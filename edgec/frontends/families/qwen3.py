@@ -13,9 +13,9 @@ MODEL_TYPES = ("qwen3",)
 
 def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
-    s = g.sizes(config, context=32768, head_dim=128)
+    s = g.sizes(config, context=32768, head_dim=128, kv_heads=32)
     kind = g.activation(config, "hidden_act", "silu")
-    bias = bool(config.get("attention_bias", False))
+    bias = config.flag("attention_bias", False)
     windows = sliding(config, s)
     rotary = g.rotation(config, s)
 

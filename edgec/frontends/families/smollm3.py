@@ -14,13 +14,16 @@ def decoder(config: Config) -> Decoder:
     """Describe the decoder that `config` asks for."""
     s = g.sizes(config, context=32768, kv_heads=4)
     kind = g.activation(config, "hidden_act", "silu")
-    config.only("use_sliding_window", False)
-    config.only("pretraining_tp", 1)
-    config.get("sliding_window")  # not used where use_sliding_window is off
-    bias, mlp_bias = bool(config.get("attention_bias", False)), bool(config.get("mlp_bias", False))
+    bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     interval = config.size("no_rope_layer_interval", 4)
     rotates = config.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(s.layers)])
-    windows = g.windows(config, s, None, ["full_attention"] * s.layers)
+    if not isinstance(rotates, list) or len(rotates) != s.layers or any(value not in (0, 1) for value in rotates):
+        raise config.wrong("no_rope_layers", rotates, f"a list of {s.layers} times 0 or 1")
+    config.get("max_window_layers")  # transformers does not read it
+    window = config.optional_size("sliding_window", None)
+    window = window if config.flag("use_sliding_window", False) else None
+    types = ["sliding_attention" if window and not rotary else "full_attention" for rotary in rotates]
+    windows = g.windows(config, s, window, types)
     rotary = g.rotation(config, s, theta=2000000.0)
 
     def layer(i: int, prefix: str) -> Layer:

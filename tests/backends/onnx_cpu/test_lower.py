@@ -3,12 +3,13 @@
 from collections import Counter
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
 from edgec.backends.onnx_cpu.logits import last_logits_only
 from edgec.backends.onnx_cpu.lower import lower
-from edgec.backends.onnx_cpu.write import save, write_weights
+from edgec.backends.onnx_cpu.write import write_weights
 from edgec.checkpoint.open import open_checkpoint
 from edgec.evaluate.streamed import stream
 from edgec.frontends.decoder import emit
@@ -66,8 +67,8 @@ def test_same_logits_as_the_canonical_graph(llama, storage, tmp_path):
     lowered = lower(model, accuracy_level=1)
     (tmp_path / "artifact").mkdir()
     write_weights(lowered, tmp_path / "artifact", lambda _: None)
-    save(lowered, tmp_path / "artifact" / "model.onnx")
-    save(last_logits_only(lowered), tmp_path / "artifact" / "last.onnx")
+    ir.save(lowered, tmp_path / "artifact" / "model.onnx")
+    ir.save(last_logits_only(lowered), tmp_path / "artifact" / "last.onnx")
     found, cache = run(tmp_path / "artifact" / "model.onnx", ids[:, :33])
     assert np.abs(found - expected[:, :33]).max() < 2e-5 * expected.std()
     found, _ = run(tmp_path / "artifact" / "model.onnx", ids[:, 33:34], 33, cache)
@@ -80,8 +81,8 @@ def test_same_logits_as_the_canonical_graph(llama, storage, tmp_path):
 def test_last_logits_are_those_of_the_last_kept_token_of_each_row(llama, tmp_path):
     lowered = lower(canonical(llama, "fp32", tmp_path / "weights.bin"), accuracy_level=1)
     write_weights(lowered, tmp_path, lambda _: None)
-    save(lowered, tmp_path / "all.onnx")
-    save(last_logits_only(lowered), tmp_path / "last.onnx")
+    ir.save(lowered, tmp_path / "all.onnx")
+    ir.save(last_logits_only(lowered), tmp_path / "last.onnx")
     ids = np.random.default_rng(1).integers(0, 300, (2, 12))
     mask = np.ones((2, 12), np.int64)
     mask[1, 7:] = 0  # the second prompt has 7 tokens and is padded on the right
