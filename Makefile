@@ -29,7 +29,7 @@ test-slow: $(STAMP)  ## large models and fault campaigns
 	$(BIN)/pytest -m slow
 
 test-core:  ## the core alone, in an environment of its own: size, imports, commands
-	bash tests/core_install.sh $(PYTHON)
+	bash tests/core_install.sh $(PYTHON) $(if $(wildcard out/demo),$(abspath out/demo))
 
 bench-builder:  ## build time, memory and speed beside onnxruntime-genai's model builder
 	bash bench/builder/run.sh $(PYTHON)

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -153,12 +154,14 @@ def _verify(
     quantized = Streamed(cut(canonical), scratch)
     original = Streamed(cut(source), scratch)
     tick = say("verify", len(original.blocks) + len(windows))
+
+    def open_session(model_file: str) -> OnnxCpuSession:
+        return OnnxCpuSession(artifact, model_file=model_file, max_length=length)
+
     exact_file = write_exact(lowered, artifact)
-    session = OnnxCpuSession(artifact, model_file=exact_file, max_length=length)
-    exact = check_exact(session, quantized, windows[0], plan.verify.max_logit_error)
-    del session
+    exact = check_exact(partial(open_session, exact_file), quantized, windows[0], plan.verify.max_logit_error)
     (artifact / exact_file).unlink()
-    shipped = compare(original, OnnxCpuSession(artifact, model_file=ALL_LOGITS_FILE, max_length=length), windows, tick)
+    shipped = compare(original, partial(open_session, ALL_LOGITS_FILE), windows, tick)
     failures = broken_bounds(exact, shipped, plan.verify)
     guilty = blame(original, quantized.blocks, windows, say("find the cause", 8)) if failures else ()
     return Verification(exact, shipped, failures, guilty)

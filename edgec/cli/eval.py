@@ -101,8 +101,11 @@ def _against_source(
     model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), length)
     with TemporaryDirectory(prefix="edgec-") as scratch:
         original = Streamed(cut(model), Path(scratch))
-        session = OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=length)
-        return compare(original, session, corpus.windows, tick)
+
+        def open_session() -> OnnxCpuSession:
+            return OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=length)
+
+        return compare(original, open_session, corpus.windows, tick)
 
 
 def _rows(result: "Divergence") -> list[Row]:

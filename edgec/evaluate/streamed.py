@@ -79,6 +79,7 @@ class Streamed:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
+        options.enable_cpu_mem_arena = False  # give the memory back after each run
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         path.unlink()

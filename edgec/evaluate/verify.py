@@ -5,7 +5,8 @@ logits: what is left is rounding. In shipped mode (the plan's accuracy level) it
 agreement are measured against the source checkpoint and compared with the profile's bounds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgec.spec.profile import Verify
 
 Ids = NDArray[np.int64]
 Tick = Callable[[str], object]
+OpenSession = Callable[[], Session]
 
 # The exact check runs one window: most of it as a prompt, the rest token by token through the KV cache.
 _DECODED = 8
@@ -27,11 +29,11 @@ _DECODED = 8
 _BLAME_WINDOWS = 2
 
 
-def check_exact(session: Session, canonical: Streamed, window: Ids, bound: float) -> Exact:
+def check_exact(open_session: OpenSession, canonical: Streamed, window: Ids, bound: float) -> Exact:
     """Compare logits over one window (tokens,), most of it as one prompt and the last tokens one by one."""
     expected = np.concatenate(list(canonical.logits(canonical.hidden(window[None]))))
     prompt = len(window) - _DECODED
-    session.reset(1)
+    session = open_session()
     pieces = [session.step(window[None, :prompt])[0]]
     pieces += [session.step(window[None, i : i + 1])[0] for i in range(prompt, len(window))]
     error = float(np.abs(np.concatenate(pieces) - expected).max())
@@ -39,10 +41,28 @@ def check_exact(session: Session, canonical: Streamed, window: Ids, bound: float
     return Exact(error, relative if np.isfinite(relative) else float("inf"), len(window), bound)
 
 
-def compare(source: Streamed, session: Session, windows: Ids, tick: Tick) -> Divergence:
-    """Compare an artifact in shipped mode with its source over windows (n, tokens)."""
-    reference = source.logits(source.hidden(windows, tick))
-    return _accumulate(reference, _session_logits(session, windows, tick), windows)
+def compare(source: Streamed, open_session: OpenSession, windows: Ids, tick: Tick) -> Divergence:
+    """Compare an artifact in shipped mode with its source over windows (n, tokens).
+
+    The source's logits wait in a file, so that its output matrix and the artifact are never in memory together.
+    """
+    path = source.folder / "logits.bin"
+    with path.open("wb") as file:
+        rows = []
+        for piece in source.logits(source.hidden(windows, tick)):
+            piece.tofile(file)
+            rows.append(len(piece))
+    result = _accumulate(_pieces(path, rows), _session_logits(open_session(), windows, tick), windows)
+    path.unlink()
+    return result
+
+
+def _pieces(path: Path, rows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    """Yield the logits in a file, as many rows at a time as `rows` says."""
+    width = path.stat().st_size // (4 * sum(rows))
+    with path.open("rb") as file:
+        for count in rows:
+            yield np.fromfile(file, np.float32, count * width).reshape(count, width)
 
 
 def _session_logits(session: Session, windows: Ids, tick: Tick) -> Any:
