@@ -3,6 +3,7 @@
 import pkgutil
 import signal
 import sys
+import traceback
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -57,12 +58,12 @@ def main() -> NoReturn:
         sys.exit(0)
     except EdgecError as error:
         if debug:
-            raise
+            traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         click.echo(
             f"error: edgec failed on something that it did not expect: {type(error).__name__}: {error}\n"
             "  to do: this is a bug in edgec; `edgec --debug ...` shows where",

@@ -31,11 +31,14 @@ def emit(decoder: Decoder, checkpoint: Checkpoint, read: Read, context_length: i
         decoder: what to write.
         checkpoint: where the shapes of the weights are checked.
         read: returns a checkpoint tensor by name; called once for each use.
-        context_length: the number of positions in the rotary tables.
+        context_length: the number of positions in the rotary tables, at most the decoder's own.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape than the config says.
+        ValueError: `context_length` is more than the decoder takes.
     """
+    if context_length > decoder.context_length:
+        raise ValueError(f"a context of {context_length} tokens for a decoder that takes {decoder.context_length}")
     check_tensors(decoder, checkpoint)
     writer = _Writer(decoder, read, context_length)
     return writer.write()
