@@ -61,7 +61,7 @@ def main() -> NoReturn:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence: exit code 70
         if debug:
             traceback.print_exc()
         click.echo(
