@@ -12,13 +12,12 @@ import msgspec
 import onnx_ir as ir
 
 from edgec import __version__
-from edgec.backends.onnx_cpu.compile import compile_decoder, write_exact
-from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
-from edgec.backends.onnx_cpu.session import OnnxCpuSession
+from edgec.backends.backend import Backend, Job, get_backend
 from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest
 from edgec.bundle.stage import staged
 from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.evaluate.corpus import Corpus
+from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
 from edgec.evaluate.verify import blame, broken_bounds, check_exact, compare
 from edgec.frontends.architecture import Decoder
@@ -32,26 +31,36 @@ from edgec.measure.memory import peak_rss_bytes
 from edgec.quantize.weights import quantize_weights
 from edgec.report.model import EvaluationText, Report, Stage, Verification
 from edgec.report.page import page
-from edgec.spec.plan import Plan, Storage, encode_plan
+from edgec.spec.operation import Storage
+from edgec.spec.plan import Plan, encode_plan
+from edgec.spec.target import Target
 
 Tick = Callable[[str], object]
 Say = Callable[[str, int], Tick]
 """Announce a stage by its name and number of steps; returns what to call after each step."""
 
-# Packages that decide the bytes of an artifact.
+# Packages that decide the bytes of every artifact.
 _WRITERS = ("edgec", "numpy", "onnx", "onnx-ir", "torch")
 _LATENCY = {"prompt_tokens": 64, "new_tokens": 32, "repeats": 3, "warmup": 1}
 
 
 def build(
-    checkpoint: Checkpoint, decoder: Decoder, plan: Plan, out: Path, *, corpus: Corpus | None, say: Say
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    target: Target,
+    plan: Plan,
+    out: Path,
+    *,
+    corpus: Corpus | None,
+    say: Say,
 ) -> Report:
     """Build, verify and measure the bundle `out`; it appears whole, or not at all.
 
     Args:
         checkpoint: the opened checkpoint.
         decoder: its description.
-        plan: the resolved plan for both.
+        target: the device.
+        plan: the resolved plan for all three.
         out: the directory to make.
         corpus: the text to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
         say: told of each stage.
@@ -63,6 +72,7 @@ def build(
         EdgecError: the checkpoint is refused, or the output cannot be written.
     """
     stages: list[Stage] = []
+    backend = get_backend(plan.backend)
     with _no_collection(), staged(out) as folder:
         scratch, artifact = folder / "scratch", folder / ARTIFACT
         scratch.mkdir()
@@ -75,14 +85,17 @@ def build(
             canonical = quantize_weights(_emit(decoder, checkpoint, plan), _choice(plan), store, tick)
         with _stage(stages, "compile"):
             tick = say("compile", 0)
-            lowered = compile_decoder(canonical, decoder, plan, checkpoint.config, tokenizer_files, artifact, tick)
+            job = Job(canonical, decoder, plan, target, checkpoint.config, tokenizer_files)
+            backend.compile_decoder(job, artifact, tick)
         (folder / PLAN).write_bytes(encode_plan(plan))
         verification = latency = None
+        not_run = backend.not_run(artifact)
         if corpus is not None:
             with _stage(stages, "verify"):
-                verification = _verify(source, canonical, lowered, plan, corpus, scratch, artifact, say)
+                verification = _verify(source, canonical, backend, plan, corpus, scratch, artifact, say)
+        if corpus is not None and not_run is None:
             with _stage(stages, "measure"):
-                latency = _measure(artifact, plan, say)
+                latency = _measure(backend, artifact, plan, say)
         _remove_scratch(scratch)
         report = Report(
             edgec=__version__,
@@ -92,11 +105,12 @@ def build(
             text=_text(corpus),
             verification=verification,
             latency=latency,
+            not_run=not_run,
             environment=fingerprint(),
         )
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
         (folder / REPORT_PAGE).write_text(page(plan, report))
-        versions = {name: version(name) for name in _WRITERS}
+        versions = {name: version(name) for name in sorted((*_WRITERS, *backend.PACKAGES))}
         manifest = make_manifest(folder, plan.source.files, versions)
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return report
@@ -143,7 +157,7 @@ def _choice(plan: Plan) -> Callable[[ir.Value, Kind], Storage]:
 def _verify(
     source: ir.Model,
     canonical: ir.Model,
-    lowered: ir.Model,
+    backend: Backend,
     plan: Plan,
     corpus: Corpus,
     scratch: Path,
@@ -155,16 +169,13 @@ def _verify(
     original = Streamed(cut(source), scratch)
     tick = say("verify", len(original.blocks) + len(windows))
 
-    def open_session(model_file: str) -> OnnxCpuSession:
-        return OnnxCpuSession(artifact, model_file=model_file, max_length=length)
-
-    exact_file = write_exact(lowered, artifact)
-    exact = check_exact(partial(open_session, exact_file), quantized, windows[0], plan.verify.max_logit_error)
-    (artifact / exact_file).unlink()
-    shipped = compare(original, partial(open_session, ALL_LOGITS_FILE), windows, tick)
-    failures = broken_bounds(exact, shipped, plan.verify)
+    open_session = partial(backend.open_session, artifact, max_length=length)
+    integers = check_integers(canonical, backend.read_codes(artifact))
+    exact = check_exact(partial(open_session, "exact"), quantized, windows[0], plan.verify.max_logit_error)
+    shipped = compare(original, partial(open_session, "evaluate"), windows, tick)
+    failures = broken_bounds(integers, exact, shipped, plan.verify)
     guilty = blame(original, quantized.blocks, windows, say("find the cause", 8)) if failures else ()
-    return Verification(exact, shipped, failures, guilty)
+    return Verification(integers, exact, shipped, failures, guilty)
 
 
 def _text(corpus: Corpus | None) -> EvaluationText | None:
@@ -173,11 +184,11 @@ def _text(corpus: Corpus | None) -> EvaluationText | None:
     return EvaluationText(corpus.name, corpus.sha256, corpus.windows.size, len(corpus.windows))
 
 
-def _measure(artifact: Path, plan: Plan, say: Say) -> DecoderLatency:
+def _measure(backend: Backend, artifact: Path, plan: Plan, say: Say) -> DecoderLatency:
     say("measure", 0)
     length = min(plan.context_length, _LATENCY["prompt_tokens"] + _LATENCY["new_tokens"])
     prompt = length - _LATENCY["new_tokens"]
-    session = OnnxCpuSession(artifact, max_length=length)
+    session = backend.open_session(artifact, "generate", max_length=length)
     return measure_decoder(session, **{**_LATENCY, "prompt_tokens": prompt})
 
 

@@ -44,7 +44,7 @@ def build_peer(source: Path) -> paired.Process:
 
 def race(artifact: Path) -> object:
     """Return a function that times one prompt and the tokens after it."""
-    session = OnnxCpuSession(artifact, max_length=PROMPT + NEW)
+    session = OnnxCpuSession(artifact, "generate", max_length=PROMPT + NEW)
     ids = np.random.default_rng(0).integers(100, 40000, (1, PROMPT + NEW))
 
     def once() -> tuple[float, float]:

@@ -1,9 +1,12 @@
 """What every backend's running decoder looks like to generation, evaluation and measurement."""
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgec.errors import UsageError
 
 
 class Session(Protocol):
@@ -42,3 +45,38 @@ class Session(Protocol):
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
         ...
+
+
+def check_length(max_length: int | None, context: int, artifact: Path) -> int:
+    """Return how many tokens a session's cache takes: `max_length`, or the artifact's whole context.
+
+    Raises:
+        UsageError: it is more than the context.
+    """
+    if max_length is not None and not 1 <= max_length <= context:
+        raise UsageError(f"the model takes 1 to {context} tokens, not {max_length}", where=str(artifact))
+    return max_length or context
+
+
+def check_ids(session: Session, input_ids: NDArray[np.int64], artifact: Path) -> None:
+    """Make sure that `session` can take these tokens; runtimes do not check ids in every kernel that gathers.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[0] != session.batch or input_ids.shape[1] == 0:
+        raise UsageError(f"token ids have shape {input_ids.shape}, expected ({session.batch}, 1 or more)")
+    total = session.length + input_ids.shape[1]
+    if total > session.max_length:
+        raise UsageError(
+            f"{total} tokens do not fit the cache of {session.max_length}",
+            where=str(artifact),
+            hint="shorten the prompt, or generate fewer tokens",
+        )
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= session.vocab_size:
+        raise UsageError(
+            f"token {low if low < 0 else high} is not in the vocabulary of {session.vocab_size}",
+            where=str(artifact),
+            hint="use the tokenizer of this model",
+        )

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import msgspec
 
+from edgec.backends.backend import backend_names, get_backend
 from edgec.bundle.manifest import ARTIFACT, PLAN
 from edgec.errors import BundleError
 from edgec.spec.plan import Plan
-
-GENAI_CONFIG = "genai_config.json"
 
 
 def find_artifact(path: Path) -> Path:
@@ -17,10 +16,11 @@ def find_artifact(path: Path) -> Path:
     Raises:
         BundleError: it is neither.
     """
+    markers = [get_backend(name).MARKER for name in backend_names()]
     for folder in (path / ARTIFACT, path):
-        if (folder / GENAI_CONFIG).is_file():
+        if any((folder / marker).is_file() for marker in markers):
             return folder
-    what = "there is no such directory" if not path.is_dir() else f"it holds neither {ARTIFACT}/ nor {GENAI_CONFIG}"
+    what = f"it has none of {', '.join(markers)}" if path.is_dir() else "there is no such directory"
     raise BundleError(f"'{path}' is no bundle: {what}", where=str(path), hint="`edgec build` makes one")
 
 

@@ -43,14 +43,14 @@ class Benchmark(msgspec.Struct, frozen=True):
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: ONNX Runtime's choice]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: the runtime's choice]")
 @json_option
 def command(
     *, bundle: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, as_json: bool
 ) -> None:
     """Measure latency, memory and size of BUNDLE on this machine.
 
-    BUNDLE is what `edgec build` made, or any directory with a genai_config.json for a decoder on the CPU. The prompt
+    BUNDLE is what `edgec build` made, or any decoder's directory for onnxruntime-genai or openvino_genai. The prompt
     is random tokens; decoding is greedy, one row.
     """
     from edgec.bundle.open import find_artifact
@@ -65,9 +65,7 @@ def command(
 def _measure(artifact: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None) -> Benchmark:
     import time
 
-    from edgec.backends.onnx_cpu.session import OnnxCpuSession
-    from edgec.backends.onnx_cpu.settings import read_settings
-    from edgec.backends.onnx_cpu.traffic import weight_bytes_per_token
+    from edgec.backends.backend import backend_of
     from edgec.measure.bandwidth import read_bandwidth_gb_per_s
     from edgec.measure.fingerprint import fingerprint
     from edgec.measure.latency import measure_decoder
@@ -75,11 +73,12 @@ def _measure(artifact: Path, prompt_tokens: int, new_tokens: int, repeats: int, 
 
     reset_peak_rss()
     start = time.perf_counter()
-    session = OnnxCpuSession(artifact, threads=threads, max_length=prompt_tokens + new_tokens)
+    backend = backend_of(artifact)
+    session = backend.open_session(artifact, "generate", threads=threads, max_length=prompt_tokens + new_tokens)
     load_ms = 1e3 * (time.perf_counter() - start)
     latency = measure_decoder(session, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)
     peak = peak_rss_bytes()
-    weights = weight_bytes_per_token(artifact / read_settings(artifact).model.decoder.filename)
+    weights = backend.weight_bytes_per_token(artifact)
     bandwidth = read_bandwidth_gb_per_s(threads)
     return Benchmark(
         latency=latency,

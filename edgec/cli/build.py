@@ -28,6 +28,7 @@ def command(
     profile: str,
     backend: str | None,
     ignore_config: tuple[str, ...],
+    no_fallback: bool,
     out: Path | None,
     eval_text: Path | None,
     no_verify: bool,
@@ -39,10 +40,10 @@ def command(
     1 means that it was built, but is outside the profile's bounds.
     """
     from edgec.errors import OutputError
-    from edgec.spec.plan import check_backend
 
-    opened, decoder, plan = resolve_plan(checkpoint, target, profile, backend, ignore_config)
-    check_backend(plan)
+    opened, decoder, device, plan, kernels = resolve_plan(
+        checkpoint, target, profile, backend, ignore_config, no_fallback
+    )
     require("torch", "build")
     require("onnx_ir", "build")
     bundle = out or Path(f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{target}-{profile}")
@@ -58,11 +59,13 @@ def command(
             task = bar.add_task(stage, total=steps or None)
             return lambda _: bar.advance(task)
 
-        report = build(opened, decoder, plan, bundle, corpus=corpus, say=announce)
+        report = build(opened, decoder, device, plan, bundle, corpus=corpus, say=announce)
     if as_json:
         print_json({"bundle": bundle, "plan": plan, "report": report})
     else:
         _show(plan, report)
+        if kernels.fallbacks:
+            say(f"{len(kernels.fallbacks)} operations fall back on {plan.target}: `edgec plan` says which, and why")
         say(f"bundle: {bundle}")
     if report.verification and report.verification.failures:
         worst = report.verification.blame[0]
@@ -93,6 +96,8 @@ def _show(plan: "Plan", report: "Report") -> None:
         ("build", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in report.stages)),
         ("peak memory", f"{max(s.peak_rss_bytes for s in report.stages) / 2**20:.0f} MiB"),
     ]
+    if report.not_run is not None:
+        rows.append(("not run here", report.not_run))
     if report.verification is None:
         rows.append(("verification", "skipped"))
     else:
@@ -100,6 +105,7 @@ def _show(plan: "Plan", report: "Report") -> None:
         perplexity = f"{shipped.reference_perplexity:.3f} -> {shipped.test_perplexity:.3f}"
         ratio = f"{shipped.perplexity_ratio:.4f} +- {shipped.perplexity_ratio_se:.4f}"
         rows += [
+            ("integers", f"{report.verification.integers.weights} weights as in the canonical graph, bit for bit"),
             ("exact mode", f"logits within {exact.max_error:.1e} of the canonical graph"),
             ("perplexity", f"{perplexity}, ratio {ratio}"),
             ("KL divergence", f"{shipped.mean_kl:.5f} +- {shipped.mean_kl_se:.5f} nats"),

@@ -71,11 +71,10 @@ Row = tuple[str, float, float]
 
 
 def _alone(artifact: Path, corpus: "Corpus", tick: Callable[[str], None]) -> list[Row]:
-    from edgec.backends.onnx_cpu.files import evaluation_file
-    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+    from edgec.backends.backend import backend_of
     from edgec.evaluate.perplexity import perplexity
 
-    session = OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=corpus.windows.shape[1])
+    session = backend_of(artifact).open_session(artifact, "evaluate", max_length=corpus.windows.shape[1])
     result = perplexity(session, corpus.windows, tick)
     return [("perplexity", result.perplexity, result.perplexity_se)]
 
@@ -83,10 +82,10 @@ def _alone(artifact: Path, corpus: "Corpus", tick: Callable[[str], None]) -> lis
 def _against_source(
     artifact: Path, source: str, corpus: "Corpus", ignore_config: tuple[str, ...], tick: Callable[[str], None]
 ) -> "Divergence":
+    from functools import partial
     from tempfile import TemporaryDirectory
 
-    from edgec.backends.onnx_cpu.files import evaluation_file
-    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+    from edgec.backends.backend import backend_of
     from edgec.checkpoint.model import read_finite
     from edgec.checkpoint.open import open_checkpoint
     from edgec.evaluate.streamed import Streamed
@@ -101,10 +100,7 @@ def _against_source(
     model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), length)
     with TemporaryDirectory(prefix="edgec-") as scratch:
         original = Streamed(cut(model), Path(scratch))
-
-        def open_session() -> OnnxCpuSession:
-            return OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=length)
-
+        open_session = partial(backend_of(artifact).open_session, artifact, "evaluate", max_length=length)
         return compare(original, open_session, corpus.windows, tick)
 
 

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from edgec.checkpoint.model import Checkpoint
     from edgec.frontends.architecture import Decoder
     from edgec.spec.plan import Plan
+    from edgec.spec.preflight import Preflight
+    from edgec.spec.target import Target
 
 
 def plan_options(command: Any) -> Any:
     """Add the argument and options that decide a plan."""
     for decorate in (
+        click.option("--no-fallback", is_flag=True, help="Refuse a plan with operations that lack their kernel."),
         click.option(
             "--ignore-config", multiple=True, metavar="KEY", help="Declare a config.json key harmless; repeatable."
         ),
@@ -29,71 +32,131 @@ def plan_options(command: Any) -> Any:
 
 
 def resolve_plan(
-    source: str, target: str, profile: str, backend: str | None, ignore_config: tuple[str, ...]
-) -> "tuple[Checkpoint, Decoder, Plan]":
-    """Open the checkpoint and resolve the plan for it."""
+    source: str, target: str, profile: str, backend: str | None, ignore_config: tuple[str, ...], no_fallback: bool
+) -> "tuple[Checkpoint, Decoder, Target, Plan, Preflight]":
+    """Open the checkpoint, resolve the plan for it and look at its kernels."""
     from edgec.checkpoint.open import open_checkpoint
     from edgec.frontends.decoder_tensors import check_tensors
     from edgec.frontends.families import describe
     from edgec.spec.load import load_profile, load_target
     from edgec.spec.plan import resolve
+    from edgec.spec.preflight import preflight, refuse_fallbacks
 
-    wanted = load_target(target), load_profile(profile)
+    device, wishes = load_target(target), load_profile(profile)
     checkpoint = open_checkpoint(source)
     decoder = describe(checkpoint, frozenset(ignore_config))
     check_tensors(decoder, checkpoint)
-    return checkpoint, decoder, resolve(checkpoint, decoder, *wanted, backend)
+    plan = resolve(checkpoint, decoder, device, wishes, backend)
+    kernels = preflight(decoder, plan, device)
+    if no_fallback:
+        refuse_fallbacks(kernels)
+    return checkpoint, decoder, device, plan, kernels
 
 
 @click.command()
 @plan_options
 @json_option
 def command(
-    checkpoint: str, target: str, profile: str, backend: str | None, ignore_config: tuple[str, ...], as_json: bool
+    checkpoint: str,
+    target: str,
+    profile: str,
+    backend: str | None,
+    ignore_config: tuple[str, ...],
+    no_fallback: bool,
+    as_json: bool,
 ) -> None:
-    """Show what a build would do, checked against the target.
+    """Show what a build would do, checked against the target: storage, memory, and the kernel of each operation.
 
-    CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id.
+    CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id. Nothing is built. Exit code 4 means that the
+    target cannot do it.
     """
-    from edgec.spec.plan import check_backend
-
-    _, _, plan = resolve_plan(checkpoint, target, profile, backend, ignore_config)
+    _, _, device, plan, kernels = resolve_plan(checkpoint, target, profile, backend, ignore_config, no_fallback)
     if as_json:
-        print_json(plan)
-    else:
-        show_plan(plan, Path(checkpoint).name)
-    check_backend(plan)
+        print_json({"plan": plan, "preflight": kernels})
+        return
+    print_table(("", ""), [*_plan_rows(plan, Path(checkpoint).name), *_memory_rows(plan, device)])
+    print_table(("where", "operation", "kernel", "MiB/token"), _kernel_rows(kernels))
+    print_table(("", ""), _cost_rows(kernels))
 
 
-def show_plan(plan: "Plan", name: str) -> None:
-    """Print the plan as a table."""
+def _plan_rows(plan: "Plan", name: str) -> list[tuple[str, str]]:
     from edgec.report.page import describe_storage
 
     verify = plan.verify
     bounds = (
         f"perplexity x{verify.max_perplexity_ratio:g}, KL {verify.max_mean_kl:g}, top-1 {verify.min_top1_agreement:g}"
     )
-    rows = [
+    return [
         ("checkpoint", f"{name}: {plan.source.format}, {plan.source.family}, {plan.source.parameters / 1e6:.1f} M"),
         ("target", plan.target),
         ("backend", plan.backend),
         ("profile", plan.profile),
         ("layers", describe_storage(plan.weights)),
         ("embedding, output matrix", describe_storage(plan.embedding)),
-        ("accuracy level", f"{plan.accuracy_level} ({_ACCURACY[plan.accuracy_level]})"),
+        ("activations", _ACTIVATIONS[plan.accuracy_level] if plan.backend != "tensorrt" else "float16"),
         ("context", f"{plan.context_length} tokens"),
-        ("weights", f"{plan.estimate.weight_bytes / 2**20:.1f} MiB"),
-        ("KV cache", f"{plan.estimate.kv_cache_bytes / 2**20:.1f} MiB at full context"),
         ("bounds", bounds),
         ("plan", plan.sha256()),
     ]
-    print_table(("", ""), rows)
 
 
-_ACCURACY = {
+def _memory_rows(plan: "Plan", target: "Target") -> list[tuple[str, str]]:
+    from edgec.spec.memory import PROMPT, usable_bytes
+
+    need, usable = plan.estimate, usable_bytes(target)
+    total = f"{need.total_bytes / _MIB:.1f} MiB"
+    return [
+        ("memory: weights", f"{need.weight_bytes / _MIB:.1f} MiB"),
+        ("memory: KV cache", f"{need.kv_cache_bytes / _MIB:.1f} MiB at full context, stored as {plan.kv_cache}"),
+        ("memory: activations", f"{need.activation_bytes / _MIB:.1f} MiB for a prompt of {PROMPT} tokens"),
+        ("memory: all", total if usable is None else f"{total} of {usable / _MIB:.0f} MiB that a model may use"),
+    ]
+
+
+def _kernel_rows(found: "Preflight") -> list[tuple[str, str, str, str]]:
+    """Return a line for each operation; layers that look alike share theirs."""
+    from collections import defaultdict
+
+    layers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    sizes: dict[tuple[str, str, str], int] = defaultdict(int)
+    for row in found.rows:
+        parts = row.block.split(".")
+        key = (parts[-1], row.operation, f"{row.kernel}  [falls back]" if row.fallback else row.kernel)
+        layers[key] += [int(parts[1])] if len(parts) > 1 else []
+        sizes[key] += row.bytes_per_token
+    return [
+        (_where(key[0], layers[key]), key[1], key[2], f"{size / _MIB:.2f}" if (size := sizes[key]) else "")
+        for key in layers
+    ]
+
+
+def _where(block: str, layers: list[int]) -> str:
+    """Return "mlp 0-3, 5" for layers 0, 1, 2, 3 and 5."""
+    from itertools import groupby
+
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(dict.fromkeys(layers)), lambda pair: pair[1] - pair[0])]
+    return f"{block} {', '.join(f'{r[0]}-{r[-1]}' if len(r) > 1 else f'{r[0]}' for r in runs)}".strip()
+
+
+def _cost_rows(found: "Preflight") -> list[tuple[str, str]]:
+    from collections import Counter
+
+    time = found.memory_ms_per_token
+    floor = "" if time is None else f", at least {time:.2f} ms at the target's memory bandwidth"
+    rows = [("weights read for a token", f"{found.bytes_per_token / _MIB:.1f} MiB{floor}")]
+    reasons = Counter(row.fallback for row in found.fallbacks)
+    for reason, count in reasons.items():
+        extra = sum(row.fallback_bytes for row in found.fallbacks if row.fallback == reason)
+        cost = f"; {extra / _MIB:.1f} MiB more for a token" if extra else ""
+        rows.append(("falls back", f"{count} x {reason}{cost}"))
+    return rows if reasons else [*rows, ("falls back", "nothing")]
+
+
+_MIB = 2**20
+_ACTIVATIONS = {
     0: "the runtime's choice",
-    1: "float32 activations",
-    2: "float16 activations",
-    3: "bfloat16 activations",
-    4: "int8 activations in integer matmuls",
+    1: "float32",
+    2: "float16 in integer matmuls",
+    3: "bfloat16 in integer matmuls",
+    4: "int8 in integer matmuls",
 }

@@ -38,7 +38,7 @@ class Generation(msgspec.Struct, frozen=True):
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Make a random choice repeatable.")
 @click.option("--beams", type=click.IntRange(min=1), metavar="N", help="Search with N beams instead of choosing.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: ONNX Runtime's choice]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: the runtime's choice]")
 @json_option
 def command(
     *,
@@ -56,26 +56,27 @@ def command(
 ) -> None:
     """Generate text with BUNDLE: the text goes to stdout as it comes, its speed to stderr.
 
-    BUNDLE is what `edgec build` made, or any directory with a genai_config.json for a decoder on the CPU.
+    BUNDLE is what `edgec build` made, or any decoder's directory for onnxruntime-genai or openvino_genai.
     """
-    from edgec.backends.onnx_cpu.settings import read_settings
+    from edgec.backends.backend import backend_of
     from edgec.bundle.open import find_artifact
     from edgec.generate.tokenizer import Tokenizer
 
     sampling = _sampling(temperature, top_k, top_p, beams)
     artifact = find_artifact(bundle)
-    settings = read_settings(artifact)
+    backend = backend_of(artifact)
+    settings = backend.read_settings(artifact)
     tokenizer = Tokenizer.from_directory(artifact)
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
-    context = settings.model.context_length
+    context = settings.context_length
     if len(ids) > context:
         raise UsageError(f"the prompt has {len(ids)} tokens, the model takes {context}", hint="shorten the prompt")
 
-    from edgec.backends.onnx_cpu.session import OnnxCpuSession
     from edgec.generate.beam import beam_search
     from edgec.generate.loop import generate
 
-    session = OnnxCpuSession(artifact, threads=threads, max_length=min(context, len(ids) + max_new_tokens))
+    room = min(context, len(ids) + max_new_tokens)
+    session = backend.open_session(artifact, "generate", threads=threads, max_length=room)
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_ids": settings.eos_ids}
     show = (lambda _: None) if as_json else (lambda text: click.echo(text, nl=False))
     if beams:

@@ -1,8 +1,9 @@
 """Prove that an artifact computes what its canonical graph computes, and measure what quantization cost.
 
-Two questions, asked in two modes. In exact mode (float32 activations) the artifact must give the canonical graph's
-logits: what is left is rounding. In shipped mode (the plan's accuracy level) its perplexity, KL divergence and top-1
-agreement are measured against the source checkpoint and compared with the profile's bounds.
+The integers in its files must be those of the canonical graph. In exact mode (float32 activations) it must give the
+canonical graph's logits: what is left is rounding. In shipped mode (the plan's accuracy level and cache) its
+perplexity, KL divergence and top-1 agreement are measured against the source checkpoint and compared with the profile's
+bounds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from edgec.backends.session import Session
 from edgec.evaluate.divergence import Accumulator, Divergence
 from edgec.evaluate.streamed import LOGITS_AT_ONCE, Streamed
 from edgec.graph.blocks import Block
-from edgec.report.model import Blame, Exact
+from edgec.report.model import Blame, Exact, Integers
 from edgec.spec.profile import Verify
 
 Ids = NDArray[np.int64]
@@ -96,9 +97,14 @@ def _accumulate(reference: Any, test: Any, windows: Ids) -> Divergence:
     return accumulator.result()
 
 
-def broken_bounds(exact: Exact, shipped: Divergence, bounds: Verify) -> tuple[str, ...]:
+def broken_bounds(integers: Integers, exact: Exact, shipped: Divergence, bounds: Verify) -> tuple[str, ...]:
     """Return a sentence for each bound that is broken."""
     found = []
+    if integers.different:
+        found.append(
+            f"{len(integers.different)} of {integers.weights} weights are not the integers of the canonical graph "
+            f"(first: {integers.different[0]})"
+        )
     if not exact.passed:
         found.append(
             f"exact mode: logits differ from the canonical graph by {exact.relative_error:.2e} standard deviations "

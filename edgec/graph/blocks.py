@@ -6,6 +6,7 @@ from itertools import groupby
 
 import onnx_ir as ir
 
+from edgec.graph.nvfp4 import expand_nvfp4
 from edgec.graph.tags import BLOCK
 
 
@@ -30,6 +31,7 @@ class Block:
 
 def cut(model: ir.Model) -> list[Block]:
     """Return the blocks of `model`, in order. Initializers in files stay references, constants are copied."""
+    model = expand_nvfp4(model)
     graph = model.graph
     weight_nodes = {id(node): node for node in graph if _reads_only_weights(node)}
     nodes = [node for node in graph if id(node) not in weight_nodes]

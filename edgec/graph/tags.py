@@ -8,3 +8,9 @@ WINDOW = "edgec.window"
 
 SOURCE = "edgec.source"
 """On an initializer: the checkpoint tensor that it was made from."""
+
+SAME_BYTES = "edgec.same_bytes"
+"""On an initializer: the name of another one whose bytes in the file are this one's too."""
+
+WEIGHTS = "edgec.weights"
+"""On the integers of a kernel: `name:rows` of each weight in them, joined by spaces; it stays in the artifact."""

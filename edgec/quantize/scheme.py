@@ -4,28 +4,52 @@ from typing import Literal
 
 import msgspec
 
+Dtype = Literal["int4", "int8", "fp8", "nvfp4"]
+NVFP4_GROUP = 16
+
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Integers with a scale for each group of `group` inputs of each output, or for each output (`group` None).
+    """Codes with a scale for each group of `group` inputs of each output, or for each output (`group` None).
 
-    Symmetric codes are signed (int4: -8..7, int8: -128..127) around 0; asymmetric ones are unsigned with a zero point.
+    Codes are integers or small floats. Symmetric integers are signed (int4: -8..7, int8: -128..127) around 0;
+    asymmetric ones are unsigned with a zero point. fp8 is E4M3 with one scale per output. nvfp4 is E2M1 in groups of
+    16 with E4M3 scales, and a float32 scale for the whole matrix.
+
+    Raises:
+        ValueError: fp8 or nvfp4 with other groups, or asymmetric.
+
+    Source: `edgec.quantize.floats` and `edgec.quantize.nvfp4` for the floats.
     """
 
-    dtype: Literal["int4", "int8"]
+    dtype: Dtype
     group: int | None
     symmetric: bool = True
     algorithm: str = "rtn"
 
+    def __post_init__(self) -> None:
+        if self.dtype == "fp8" and self.group is not None:
+            raise ValueError('fp8 weights have one scale per output: group_size = "channel"')
+        if self.dtype == "nvfp4" and self.group != NVFP4_GROUP:
+            raise ValueError(f"nvfp4 weights have groups of {NVFP4_GROUP}: group_size = {NVFP4_GROUP}")
+        if self.is_float and not self.symmetric:
+            raise ValueError(f"{self.dtype} weights have no zero points: symmetric = true")
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("fp8", "nvfp4")
+
     @property
     def bits(self) -> int:
-        return 4 if self.dtype == "int4" else 8
+        return 4 if self.dtype in ("int4", "nvfp4") else 8
 
     @property
     def low(self) -> int:
+        """The lowest integer."""
         return -(1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def high(self) -> int:
+        """The highest integer."""
         return self.low + (1 << self.bits) - 1
 
     def groups(self, cols: int) -> int:

@@ -24,7 +24,7 @@ def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callab
     Args:
         model: a canonical graph with lazy float weights; changed in place.
         choose: for each weight a scheme, or "fp16" to store it as float16, or "fp32" to leave it.
-        store: where the integers go.
+        store: where the codes go.
         tick: called with the name of each weight when it is done.
     """
     weights = [(value, kind, choose(value, kind)) for value, kind in float_weights(model.graph)]
@@ -39,14 +39,14 @@ def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callab
 
 
 def _store_form(value: ir.Value, kind: Kind, chosen: Scheme | str) -> Codes | NDArray[np.float32] | None:
-    """Return the integers of a weight, its floats where they are stored as float16, or None where it stays."""
+    """Return the codes of a weight, its floats where they are stored as float16, or None where it stays."""
     if isinstance(chosen, Scheme):
         import torch
 
         algorithm = import_module(f"edgec.quantize.algorithms.{chosen.algorithm}")
         tensor = algorithm.quantize(torch.from_numpy(load(value, kind)), None, chosen)
         zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
-        return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen)
+        return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen, tensor.global_scale)
     return load(value, kind) if chosen == "fp16" else None
 
 

@@ -43,6 +43,18 @@ class Exact(msgspec.Struct, frozen=True):
         return self.relative_error <= self.bound
 
 
+class Integers(msgspec.Struct, frozen=True):
+    """Whether the integers in the artifact's files are those of the canonical graph, bit for bit.
+
+    Args:
+        weights: quantized weights of the canonical graph.
+        different: those that the artifact lacks, or has with other codes, scales or zero points.
+    """
+
+    weights: int
+    different: tuple[str, ...]
+
+
 class Blame(msgspec.Struct, frozen=True):
     """What quantizing one group of layers alone costs."""
 
@@ -53,6 +65,7 @@ class Blame(msgspec.Struct, frozen=True):
 class Verification(msgspec.Struct, frozen=True):
     """The evidence of a build; `failures` says in words which bounds are broken."""
 
+    integers: Integers
     exact: Exact
     shipped: Divergence
     failures: tuple[str, ...]
@@ -65,6 +78,7 @@ class Report(msgspec.Struct, frozen=True):
     Args:
         size_bytes: artifact file -> size.
         environment: the machine and the versions that measured.
+        not_run: why the artifact itself was not run here, and what was run instead; None where it was.
     """
 
     edgec: str
@@ -75,3 +89,4 @@ class Report(msgspec.Struct, frozen=True):
     verification: Verification | None
     latency: DecoderLatency | None
     environment: dict[str, str]
+    not_run: str | None = None

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from edgec.quantize.scheme import Scheme
-from edgec.report.model import Report
-from edgec.spec.plan import Plan, Storage
+from edgec.report.model import Integers, Report
+from edgec.spec.operation import Storage
+from edgec.spec.plan import Plan
 
 _MIB = 2**20
 
@@ -20,7 +21,8 @@ def describe_storage(storage: Storage) -> str:
     if not isinstance(storage, Scheme):
         return storage
     group = "one scale per output" if storage.group is None else f"groups of {storage.group}"
-    return f"{storage.dtype}, {group}, {'symmetric' if storage.symmetric else 'asymmetric'}, {storage.algorithm}"
+    zero_points = [] if storage.is_float else ["symmetric" if storage.symmetric else "asymmetric"]
+    return ", ".join([storage.dtype, group, *zero_points, storage.algorithm])
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -61,6 +63,7 @@ def _quality(report: Report) -> str:
         "## Quality",
         f"Shipped mode against the source checkpoint, {text}.",
         _table(("", "value", "standard error"), rows),
+        _integers(v.integers),
         (
             f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest "
             f"difference of a logit {v.exact.max_error:.2e}, {v.exact.relative_error:.2e} of their standard deviation "
@@ -73,9 +76,17 @@ def _quality(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def _integers(integers: Integers) -> str:
+    if integers.different:
+        return f"Not the canonical graph's integers: {', '.join(integers.different)}."
+    return (
+        f"The artifact holds the canonical graph's integers, bit for bit, in all {integers.weights} quantized weights."
+    )
+
+
 def _speed(report: Report) -> str:
     if report.latency is None:
-        return ""
+        return f"## Speed\n\nNot measured: {report.not_run}." if report.not_run else ""
     m = report.latency
     rows = [
         ("time to first token", f"{m.ttft_ms:.1f} ms for {m.prompt_tokens} tokens"),

@@ -1,20 +1,22 @@
 """Plan: Checkpoint x Target x Profile, with every default resolved and every step checked before anything is built."""
 
 import hashlib
-from importlib.util import find_spec
+import math
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from edgec import __version__
+from edgec.backends.backend import Limits, get_backend
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError
 from edgec.frontends.architecture import Decoder
-from edgec.quantize.scheme import Scheme
-from edgec.spec.profile import Profile, Verify, Weights
+from edgec.spec.load import list_profiles
+from edgec.spec.memory import Estimate, estimate, usable_bytes
+from edgec.spec.operation import Storage
+from edgec.spec.profile import Profile, Verify
 from edgec.spec.target import Target
-
-Storage = Scheme | str
-"""How weights are stored: a scheme of integers, or "fp32" or "fp16"."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -26,17 +28,6 @@ class Source(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
-class Estimate(msgspec.Struct, frozen=True):
-    """What the artifact will need, from shapes alone."""
-
-    weight_bytes: int
-    kv_cache_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_cache_bytes
-
-
 class Plan(msgspec.Struct, frozen=True):
     """Everything that decides what a build writes.
 
@@ -45,6 +36,7 @@ class Plan(msgspec.Struct, frozen=True):
         weights: storage of the matrices inside the layers.
         embedding: storage of the token embedding and the output matrix.
         accuracy_level: of integer matmuls in shipped mode (1: float32 activations, 4: int8 activations).
+        kv_cache: "float" or "int8".
         context_length: tokens that the artifact takes.
     """
 
@@ -56,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     weights: Storage
     embedding: Storage
     accuracy_level: int
+    kv_cache: str
     context_length: int
     verify: Verify
     estimate: Estimate
@@ -90,90 +83,76 @@ def resolve(
         raise PlanError(
             f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
         )
-    embedding = profile.embedding or profile.weights
-    for weights in (profile.weights, embedding):
-        if weights.dtype not in target.weight_dtypes:
-            raise PlanError(
-                f"target '{target.name}' has no kernels for {weights.dtype} weights, which profile "
-                f"'{profile.name}' asks for",
-                hint=f"it takes: {', '.join(target.weight_dtypes)}",
-            )
-    context = min(profile.context_length, decoder.context_length)
-    storages = _storage(profile.weights), _storage(embedding)
-    estimate = _estimate(decoder, checkpoint, *storages, context)
-    _check_memory(target, profile, estimate, context)
-    parameters = sum(_count(info.shape) for info in checkpoint.tensors.values())
+    limits = get_backend(chosen).LIMITS
+    _check_weights(target, profile, limits, chosen)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+
+    def need(wanted: Profile) -> Estimate:
+        storages = (wanted.weights.storage(), (wanted.embedding or wanted.weights).storage())
+        context = min(wanted.context_length, decoder.context_length)
+        return estimate(decoder, shapes, *storages, limits=limits, kv_cache=wanted.runtime.kv_cache, context=context)
+
+    def fits(wanted: Profile) -> bool:
+        with suppress(PlanError):
+            _check_weights(target, wanted, limits, chosen)
+            return need(wanted).total_bytes <= (usable_bytes(target) or 0)
+        return False
+
+    _check_memory(target, profile, need(profile), fits)
+    parameters = sum(map(math.prod, shapes.values()))
     return Plan(
         edgec=__version__,
         source=Source(checkpoint.format, decoder.family, parameters, checkpoint.fingerprint()),
         target=target.name,
         backend=chosen,
         profile=profile.name,
-        weights=storages[0],
-        embedding=storages[1],
+        weights=profile.weights.storage(),
+        embedding=(profile.embedding or profile.weights).storage(),
         accuracy_level=profile.runtime.accuracy_level,
-        context_length=context,
+        kv_cache=profile.runtime.kv_cache,
+        context_length=min(profile.context_length, decoder.context_length),
         verify=profile.verify,
-        estimate=estimate,
+        estimate=need(profile),
     )
 
 
-def check_backend(plan: Plan) -> None:
-    """Make sure that this edgec can build what the plan asks for.
-
-    Raises:
-        PlanError: the backend is not part of this version.
-    """
-    if find_spec(f"edgec.backends.{plan.backend}") is None:
+def _check_weights(target: Target, profile: Profile, limits: Limits, backend: str) -> None:
+    for weights in (profile.weights, profile.embedding or profile.weights):
+        if weights.dtype not in target.weight_dtypes:
+            raise PlanError(
+                f"target '{target.name}' has no kernels for {weights.dtype} weights, which profile "
+                f"'{profile.name}' asks for",
+                hint=f"it takes: {', '.join(target.weight_dtypes)}",
+            )
+        if weights.dtype not in limits.weights:
+            raise PlanError(
+                f"the {backend} backend takes no {weights.dtype} weights, which profile '{profile.name}' asks for",
+                hint=f"it takes: {', '.join(sorted(limits.weights & set(target.weight_dtypes)))}",
+            )
+        if not weights.symmetric and not limits.zero_points:
+            raise PlanError(
+                f"the {backend} backend takes symmetric integers only, profile '{profile.name}' has zero points",
+                hint="choose a profile with `symmetric = true`",
+            )
+    if profile.runtime.kv_cache not in limits.cache_bytes:
         raise PlanError(
-            f"the plan is complete, but this version of edgec has no '{plan.backend}' backend, "
-            f"which target '{plan.target}' needs",
-            hint="choose a target with the onnx_cpu backend (edgec targets)",
+            f"the {backend} backend has no {profile.runtime.kv_cache} key-value cache, which profile "
+            f"'{profile.name}' asks for",
+            hint=f"it has: {', '.join(limits.cache_bytes)}",
         )
 
 
-def _storage(weights: Weights) -> Storage:
-    if weights.dtype in ("fp32", "fp16"):
-        return weights.dtype
-    group = None if weights.group_size == "channel" else weights.group_size
-    return Scheme(weights.dtype, group, weights.symmetric, weights.algorithm)  # type: ignore[arg-type]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _bytes(storage: Storage, rows: int, cols: int) -> int:
-    if isinstance(storage, Scheme):
-        groups = rows * storage.groups(cols)
-        zero_points = 0 if storage.symmetric else groups * storage.bits // 8
-        return rows * cols * storage.bits // 8 + 4 * groups + zero_points
-    return rows * cols * (2 if storage == "fp16" else 4)
-
-
-def _estimate(decoder: Decoder, checkpoint: Checkpoint, weights: Storage, embedding: Storage, context: int) -> Estimate:
-    vocabulary = {decoder.embedding, decoder.head.weight if decoder.head else ""}
-    total = 0
-    for name, info in checkpoint.tensors.items():
-        if len(info.shape) != 2:
-            total += 4 * _count(info.shape)
-        else:
-            total += _bytes(embedding if name in vocabulary else weights, *info.shape)
-    cache = sum(2 * 4 * layer.attention.kv_heads * layer.attention.head_dim for layer in decoder.layers) * context
-    return Estimate(total, cache)
-
-
-def _check_memory(target: Target, profile: Profile, estimate: Estimate, context: int) -> None:
-    if target.memory_gib is None:
+def _check_memory(target: Target, profile: Profile, need: Estimate, fits: Callable[[Profile], bool]) -> None:
+    usable = usable_bytes(target)
+    if usable is None or need.total_bytes <= usable:
         return
-    usable = target.memory_gib * target.memory_usable_fraction * 2**30
-    if estimate.total_bytes > usable:
-        raise PlanError(
-            f"profile '{profile.name}' needs {estimate.weight_bytes / 2**30:.2f} GiB for weights and "
-            f"{estimate.kv_cache_bytes / 2**30:.2f} GiB for the KV cache of {context} tokens; target "
-            f"'{target.name}' can use {usable / 2**30:.2f} GiB",
-            hint="choose a profile with fewer bits per weight, or a smaller context_length in a profile of your own",
-        )
+    gib = 2**30
+    fitting = [other.name for other in list_profiles() if fits(other)]
+    raise PlanError(
+        f"profile '{profile.name}' needs {need.weight_bytes / gib:.2f} GiB for weights, "
+        f"{need.kv_cache_bytes / gib:.2f} GiB for the KV cache and {need.activation_bytes / gib:.2f} GiB for "
+        f"activations; target '{target.name}' can use {usable / gib:.2f} GiB",
+        hint=f"profiles that fit: {', '.join(fitting)}"
+        if fitting
+        else "no shipped profile fits: write one with a smaller context_length, or choose a smaller model",
+    )

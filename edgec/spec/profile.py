@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edgec.quantize.scheme import Scheme
+
 GROUP_SIZES = (16, 32, 64, 128, 256)
 _Ratio = Annotated[float, msgspec.Meta(ge=1)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -14,16 +16,30 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """How weights are stored.
 
     Args:
-        dtype: fp32 and fp16 store floats; int8 and int4 store integers with scales.
+        dtype: fp32 and fp16 store floats; int8 and int4 store integers with scales, fp8 and nvfp4 small floats.
         group_size: inputs that share a scale, or "channel" for one scale per output.
         symmetric: integers around 0, without zero points.
         algorithm: a file in edgec/quantize/algorithms.
     """
 
-    dtype: Literal["fp32", "fp16", "int8", "int4"]
+    dtype: Literal["fp32", "fp16", "fp8", "int8", "int4", "nvfp4"]
     group_size: Literal[16, 32, 64, 128, 256, "channel"] = "channel"
     symmetric: bool = True
     algorithm: str = "rtn"
+
+    def __post_init__(self) -> None:
+        self.storage()  # a file that asks for an impossible scheme is refused where it is read
+
+    def storage(self) -> Scheme | str:
+        """Return the scheme, or "fp32" or "fp16".
+
+        Raises:
+            ValueError: there is no such scheme.
+        """
+        if self.dtype in ("fp32", "fp16"):
+            return self.dtype
+        group = None if self.group_size == "channel" else self.group_size
+        return Scheme(self.dtype, group, self.symmetric, self.algorithm)  # type: ignore[arg-type]
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,9 +48,11 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Args:
         accuracy_level: of integer matmuls: 0 leaves it to the runtime, 1 keeps activations in float32, 4 rounds them
             to int8 in blocks.
+        kv_cache: how keys and values of past tokens are stored: in the backend's floating-point type, or as int8.
     """
 
     accuracy_level: Annotated[int, msgspec.Meta(ge=0, le=4)] = 4
+    kv_cache: Literal["float", "int8"] = "float"
 
 
 class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -43,8 +43,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         memory_gib: what the device has, shared with a GPU that has none of its own; for a card, its own.
         memory_usable_fraction: share of it that a model may take beside the system.
         memory_bandwidth_gbps: peak, in 10^9 bytes per second.
-        runtimes: package -> versions that the vendor ships for it.
-        sources: fact -> where it is written.
+        runtimes: package -> versions that the vendor supports on it; `jetpack` and `tensorrt` of a Jetson belong
+            together in pairs.
+        sources: fact -> `title, https link`, `computed: ...` or `edgec's own ...`; several are parted by `; `.
     """
 
     name: str

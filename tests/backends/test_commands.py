@@ -33,7 +33,9 @@ def bundle(lowered_artifact: Path, tmp_path: Path) -> Path:
 
 def test_run_prints_the_text_alone_on_stdout(peer_artifact: Path):
     tokenizer = Tokenizer.from_directory(peer_artifact)
-    ids = list(generate(OnnxCpuSession(peer_artifact), tokenizer.encode(PROMPT), max_new_tokens=10, eos_ids={1}))
+    ids = list(
+        generate(OnnxCpuSession(peer_artifact, "generate"), tokenizer.encode(PROMPT), max_new_tokens=10, eos_ids={1})
+    )
     result = call("run", peer_artifact, "--prompt", PROMPT, "--max-new-tokens", 10)
     assert result.exit_code == 0
     assert result.stdout == tokenizer.decode(ids) + "\n"

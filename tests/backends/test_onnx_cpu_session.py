@@ -7,7 +7,6 @@ import numpy as np
 import onnxruntime_genai as og
 import pytest
 
-from edgec.backends.onnx_cpu.files import evaluation_file
 from edgec.backends.onnx_cpu.session import OnnxCpuSession
 from edgec.backends.onnx_cpu.settings import read_settings
 from edgec.errors import BundleError, UsageError
@@ -21,7 +20,7 @@ TOLERANCE = 2e-5
 
 def open_all(artifact: Path, max_length: int | None = None) -> OnnxCpuSession:
     """A session that gives every token's logits."""
-    return OnnxCpuSession(artifact, model_file=evaluation_file(artifact), max_length=max_length, threads=1)
+    return OnnxCpuSession(artifact, "evaluate", max_length=max_length, threads=1)
 
 
 @pytest.fixture(params=["peer_artifact", "growing_artifact", "lowered_artifact"])
@@ -101,7 +100,7 @@ def test_both_caches_compute_the_same(growing_artifact: Path, lowered_artifact: 
 
 def test_a_generation_graph_gives_the_last_logits(lowered_artifact: Path):
     everything = open_all(lowered_artifact)
-    last = OnnxCpuSession(lowered_artifact, threads=1)
+    last = OnnxCpuSession(lowered_artifact, "generate", threads=1)
     for batch, pieces in ((1, (IDS[:1, :12], IDS[:1, 12:])), (3, (IDS[:, :12], IDS[:, 12:]))):
         everything.reset(batch)
         last.reset(batch)
@@ -122,12 +121,12 @@ def test_generates_what_onnxruntime_genai_generates(peer_artifact: Path):
         generator.generate_next_token()
     eos = read_settings(peer_artifact).eos_ids
     expected = [int(token) for token in generator.get_sequence(0)[6:] if token not in eos]
-    assert list(generate(OnnxCpuSession(peer_artifact), prompt, max_new_tokens=34, eos_ids=eos)) == expected
+    assert list(generate(OnnxCpuSession(peer_artifact, "generate"), prompt, max_new_tokens=34, eos_ids=eos)) == expected
 
 
 def test_session_entries_reach_the_runtime(lowered_artifact: Path):
     with pytest.raises(BundleError, match="cannot load"):
-        OnnxCpuSession(lowered_artifact, options={"session.intra_op_thread_affinities": "nonsense"})
+        OnnxCpuSession(lowered_artifact, "generate", options={"session.intra_op_thread_affinities": "nonsense"})
 
 
 def test_refuses_wrong_tokens(session: OnnxCpuSession):
@@ -148,14 +147,14 @@ def test_refuses_wrong_tokens(session: OnnxCpuSession):
 def test_refuses_a_cache_longer_than_the_context(peer_artifact: Path):
     for length in (0, 129):
         with pytest.raises(UsageError, match="takes 1 to 128 tokens"):
-            OnnxCpuSession(peer_artifact, max_length=length)
+            OnnxCpuSession(peer_artifact, "generate", max_length=length)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "genai_config.json"])
 def test_refuses_an_artifact_without_a_file(damaged: Path, name: str):
     (damaged / name).unlink()
     with pytest.raises(BundleError, match=r"no artifact|lacks|cannot load") as error:
-        OnnxCpuSession(damaged)
+        OnnxCpuSession(damaged, "generate")
     assert name in str(error.value)
 
 
@@ -163,36 +162,36 @@ def test_refuses_an_artifact_without_a_file(damaged: Path, name: str):
 def test_refuses_damaged_settings(damaged: Path, content: bytes):
     (damaged / "genai_config.json").write_bytes(content)
     with pytest.raises(BundleError, match="settings cannot be read"):
-        OnnxCpuSession(damaged)
+        OnnxCpuSession(damaged, "generate")
 
 
 def test_refuses_a_damaged_graph(damaged: Path):
     content = (damaged / "model.onnx").read_bytes()
     (damaged / "model.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError, match="cannot load"):
-        OnnxCpuSession(damaged)
+        OnnxCpuSession(damaged, "generate")
 
 
 def test_refuses_settings_that_do_not_fit_the_graph(damaged: Path):
     edit(damaged, lambda s: s["model"]["decoder"].update(num_hidden_layers=4))
     with pytest.raises(BundleError, match=r"no 'past_key_values\.3\.key'"):
-        OnnxCpuSession(damaged)
+        OnnxCpuSession(damaged, "generate")
     edit(damaged, lambda s: s["model"]["decoder"].update(num_hidden_layers=3, head_size=7))
     with pytest.raises(BundleError, match="cannot run"):
-        OnnxCpuSession(damaged).step(IDS[:1])
+        OnnxCpuSession(damaged, "generate").step(IDS[:1])
 
 
 @pytest.mark.parametrize("filename", ["../model.onnx", "/etc/passwd", ".."])
 def test_refuses_a_graph_outside_the_artifact(damaged: Path, filename: str):
     edit(damaged, lambda s: s["model"]["decoder"].update(filename=filename))
     with pytest.raises(BundleError, match=r"outside the artifact|lacks"):
-        OnnxCpuSession(damaged)
+        OnnxCpuSession(damaged, "generate")
 
 
 def test_a_generation_graph_is_not_evaluated(lowered_artifact: Path):
     with pytest.raises(BundleError, match="last token only"):
-        perplexity(OnnxCpuSession(lowered_artifact), IDS)
-    session = OnnxCpuSession(lowered_artifact, model_file=evaluation_file(lowered_artifact))
+        perplexity(OnnxCpuSession(lowered_artifact, "generate"), IDS)
+    session = OnnxCpuSession(lowered_artifact, "evaluate")
     assert perplexity(session, IDS).tokens == 3 * 19
 
 

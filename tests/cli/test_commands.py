@@ -48,7 +48,7 @@ def test_help_of_commands_imports_nothing_heavy():
 
 def test_plan_as_table_and_json(tiny_llama):
     assert "groups of 32" in invoke("plan", tiny_llama).stdout
-    plan = json.loads(invoke("plan", tiny_llama, "--profile", "int8", "--json").stdout)
+    plan = json.loads(invoke("plan", tiny_llama, "--profile", "int8", "--json").stdout)["plan"]
     assert plan["weights"] == {"dtype": "int8", "group": None, "symmetric": True, "algorithm": "rtn"}
 
 

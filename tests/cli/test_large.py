@@ -25,6 +25,6 @@ def test_an_artifact_over_2_gb(tmp_path, monkeypatch):
     done = CliRunner().invoke(edgec, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert (out / "artifact" / "model.onnx.data").stat().st_size > 2**31
-    logits = OnnxCpuSession(out / "artifact", max_length=16).step(np.array([[1, 2, 3]]))
+    logits = OnnxCpuSession(out / "artifact", "generate", max_length=16).step(np.array([[1, 2, 3]]))
     assert np.isfinite(logits).all()
     assert logits.std() > 0.01

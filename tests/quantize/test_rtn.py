@@ -28,7 +28,10 @@ def test_codes_are_nearest_and_in_range(scheme):
     step = q.scales.repeat_interleave(width, 1)[:, :90]
     error = (q.dequantize() - w).abs()
     # Half a step from the weight; a zero point that was rounded may add another half at the ends of the range.
-    assert (error <= step * (0.5001 if scheme.symmetric else 1.0001)).all()
+    # Rounding the scale to float16 moves the ends of the range by at most 2^-11 of it.
+    slack = 2**-11 * (scheme.high - scheme.low)
+    assert (error <= step * ((0.5001 if scheme.symmetric else 1.0001) + slack)).all()
+    assert torch.equal(q.scales, q.scales.half().float())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -45,9 +48,11 @@ def test_matches_the_equations_written_out_in_float64(scheme):
             else:
                 scale = (top - bottom) / scheme.high
                 zero = round(-bottom / scale)
+            scale = float(np.float16(scale))
+            zero = zero and round(-bottom / scale)
             codes = np.clip(np.round(piece / scale) + zero, scheme.low, scheme.high)
             found = q.codes[row, group * width : (group + 1) * width].numpy()
-            assert np.isclose(q.scales[row, group].item(), scale, rtol=1e-6)
+            assert q.scales[row, group].item() == scale
             assert np.abs(found - codes).max() <= 1  # ties may fall to the other side in float32
             assert (found == codes).mean() > 0.95
 
@@ -60,13 +65,14 @@ def test_zero_rows_equal_rows_and_one_column(scheme):
     q = quantize(w, None, scheme)
     assert torch.equal(q.scales[0], torch.ones_like(q.scales[0]))
     assert torch.equal(q.dequantize()[0], w[0])
-    assert torch.allclose(q.dequantize(), w, rtol=1e-6)
-    assert torch.allclose(quantize(w[:, :1], None, scheme).dequantize(), w[:, :1], rtol=1e-6)
+    assert torch.allclose(q.dequantize(), w, rtol=1e-3)
+    assert torch.allclose(quantize(w[:, :1], None, scheme).dequantize(), w[:, :1], rtol=1e-3)
 
 
-def test_the_smallest_floats_stay_finite():
-    w = torch.full((1, 32), 1e-44)
-    q = quantize(w, None, Scheme("int4", 32))
+@pytest.mark.parametrize("size", [1e-44, 1e-9, 1e5, 1e38])
+def test_scales_outside_float16_stay_finite_and_positive(size):
+    q = quantize(torch.full((1, 32), size), None, Scheme("int4", 32))
+    assert 0 < q.scales.item() <= 65504
     assert torch.isfinite(q.dequantize()).all()
 
 
@@ -76,7 +82,9 @@ def test_any_shape_keeps_the_error_bound_and_more_bits_never_hurt(rows, cols, sc
     w = weight(rows, cols, seed)
     error = (quantize(w, None, scheme).dequantize() - w).square().mean()
     finer = Scheme("int8", scheme.group, scheme.symmetric)
-    assert (quantize(w, None, finer).dequantize() - w).square().mean() <= error + 1e-12
+    # Scales are rounded to float16, whose smallest numbers are 2^-24 apart.
+    rounded_scales = (2**-11 * w.abs() + finer.high * 2**-25).square().mean()
+    assert (quantize(w, None, finer).dequantize() - w).square().mean() <= error + rounded_scales
 
 
 def test_pieces_and_threads_do_not_change_the_bytes(monkeypatch):

@@ -8,7 +8,7 @@ from edgec.errors import PlanError
 from edgec.frontends.families import describe
 from edgec.quantize.scheme import Scheme
 from edgec.spec.load import load_profile, load_target
-from edgec.spec.plan import Plan, check_backend, encode_plan, resolve
+from edgec.spec.plan import Plan, encode_plan, resolve
 
 
 @pytest.fixture
@@ -56,11 +56,3 @@ def test_weights_without_kernels_are_refused(planned):
 def test_a_backend_that_the_target_lacks(planned):
     with pytest.raises(PlanError, match="no backend 'tensorrt'"):
         planned(backend="tensorrt")
-
-
-def test_a_backend_that_is_not_here_yet(planned):
-    plan = planned("jetson")
-    assert plan.backend == "tensorrt"
-    with pytest.raises(PlanError, match="no 'tensorrt' backend"):
-        check_backend(plan)
-    check_backend(planned("jetson", backend="onnx_cpu"))

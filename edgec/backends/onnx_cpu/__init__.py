@@ -1,1 +1,83 @@
 """ONNX Runtime on CPUs: the artifact is a directory that onnxruntime and onnxruntime-genai load as it stands."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgec.backends.backend import Limits
+from edgec.spec.operation import Kernel, Operation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgec.backends.backend import Job, Mode
+    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+    from edgec.backends.onnx_cpu.settings import Settings
+    from edgec.graph.weights import Codes
+    from edgec.spec.plan import Plan
+    from edgec.spec.target import Target
+
+MARKER = "genai_config.json"
+EXTRA = None
+PACKAGES: tuple[str, ...] = ()
+LIMITS = Limits(scale_bytes=4, activation_bytes=4, cache_bytes={"float": 4})
+
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+    """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.compile import compile_decoder
+
+    compile_decoder(job, folder, tick)
+
+
+def open_session(
+    artifact: Path, mode: "Mode", *, threads: int | None = None, max_length: int | None = None
+) -> "OnnxCpuSession":
+    """Load an artifact; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.session import OnnxCpuSession
+
+    return OnnxCpuSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
+    """Return what will run an operation; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.kernels import kernel_of
+
+    return kernel_of(operation, plan, target)
+
+
+def not_run(artifact: Path) -> None:
+    """Return None: this machine runs its artifacts."""
+    del artifact
+
+
+def read_settings(artifact: Path) -> "Settings":
+    """Return what an artifact says about itself."""
+    from edgec.backends.onnx_cpu.settings import read_settings
+
+    return read_settings(artifact)
+
+
+def weight_bytes_per_token(artifact: Path) -> int:
+    """Return the bytes of weights that the artifact reads to decode one token."""
+    from edgec.backends.onnx_cpu.traffic import weight_bytes_per_token
+
+    return weight_bytes_per_token(artifact / read_settings(artifact).model.decoder.filename)
+
+
+def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
+    """Yield the integers of an artifact."""
+    from edgec.backends.onnx_cpu.codes import read_codes
+
+    return read_codes(artifact)
+
+
+def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":
+    """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.states import trace
+
+    return trace(artifact, input_ids, mode)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.backends.onnx_cpu.rewrite import CONTRIB, constant, replace
+from edgec.backends.onnx_cpu import CONTRIB
+from edgec.graph.rewrite import constant, replace
 from edgec.graph.tags import BLOCK, WINDOW
 
 

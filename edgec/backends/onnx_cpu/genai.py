@@ -3,6 +3,7 @@
 Source: onnxruntime-genai's configuration reference.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgec.frontends.architecture import Decoder
@@ -14,7 +15,7 @@ _KNOWN_TYPES = frozenset(
 
 
 def genai_config(
-    decoder: Decoder, config: dict[str, Any], generation: dict[str, Any], context_length: int, positions: bool
+    decoder: Decoder, config: Mapping[str, Any], generation: Mapping[str, Any], context_length: int, positions: bool
 ) -> dict[str, Any]:
     """Return the configuration of an artifact.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.backends.onnx_cpu.rewrite import constant
+from edgec.graph.rewrite import constant
 
 
 def last_logits_only(model: ir.Model) -> ir.Model:

@@ -2,11 +2,12 @@
 
 import onnx_ir as ir
 
+from edgec.backends.onnx_cpu import CONTRIB
 from edgec.backends.onnx_cpu.attention import lower_attention
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
 from edgec.backends.onnx_cpu.norm import lower_norms
 from edgec.backends.onnx_cpu.pack import pack_siblings
-from edgec.backends.onnx_cpu.rewrite import CONTRIB, sweep
+from edgec.graph.rewrite import sweep
 
 
 def lower(model: ir.Model, accuracy_level: int) -> ir.Model:
@@ -28,12 +29,3 @@ def lower(model: ir.Model, accuracy_level: int) -> ir.Model:
     for value in [v for v in graph.inputs if v.name == "position_ids" and not v.uses()]:
         graph.inputs.remove(value)
     return lowered
-
-
-def with_accuracy_level(model: ir.Model, accuracy_level: int) -> ir.Model:
-    """Return a copy of a lowered model whose integer matmuls have another accuracy level."""
-    other = model.clone()
-    for node in other.graph:
-        if node.op_type == "MatMulNBits":
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", accuracy_level)
-    return other

@@ -10,16 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgec.backends.onnx_cpu.rewrite import CONTRIB, lazy, replace, users
+from edgec.backends.onnx_cpu import CONTRIB
+from edgec.graph.rewrite import lazy, replace, users
 from edgec.graph.store import pack_nibbles
+from edgec.graph.tags import SAME_BYTES, WEIGHTS
 from edgec.graph.weights import StoredCodes, stored_codes
 from edgec.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SAME_BYTES = "edgec.same_bytes"
-"""On an initializer: the name of another one whose bytes in the file are this one's too."""
 
 # Per-channel scales are repeated for blocks: the largest size that adds no padding costs the least.
 _CHANNEL_BLOCKS = (128, 64, 32, 16)
@@ -91,6 +90,7 @@ def _weight_inputs(graph: ir.Graph, stored: StoredCodes) -> tuple[list[ir.Value]
         graph.initializers.get(name + suffix) or lazy(graph, name + suffix, dtype, part_shape, load)
         for suffix, dtype, part_shape, load in parts
     ]
+    values[0].metadata_props[WEIGHTS] = f"{name}:{rows}"
     return values, width
 
 
@@ -128,6 +128,7 @@ def _gather(graph: ir.Graph, node: ir.Node, stored: StoredCodes) -> None:
     shape = (rows, -(-cols * stored.scheme.bits // 8))
     name = f"{stored.name}.table"
     table = lazy(graph, name, ir.DataType.UINT8, shape, lambda: _unsigned(stored, cols + cols % 2))
+    table.metadata_props[WEIGHTS] = f"{stored.name}:{rows}"
     if cols % width == 0:
         table.metadata_props[SAME_BYTES] = str(packed.name)
     attributes = {"bits": stored.scheme.bits, "block_size": width, "gather_axis": 0, "quantize_axis": 1}

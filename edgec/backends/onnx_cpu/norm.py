@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from edgec.backends.onnx_cpu.rewrite import CONTRIB
+from edgec.backends.onnx_cpu import CONTRIB
 
 _FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 

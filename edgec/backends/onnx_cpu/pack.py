@@ -8,8 +8,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.backends.onnx_cpu.matmul import bias_add
-from edgec.backends.onnx_cpu.rewrite import array_of, constant, lazy
-from edgec.graph.tags import BLOCK
+from edgec.graph.rewrite import array_of, constant, lazy
+from edgec.graph.tags import BLOCK, WEIGHTS
 
 
 def pack_siblings(graph: ir.Graph) -> None:
@@ -80,4 +80,7 @@ def _joined(graph: ir.Graph, name: str, pieces: list[Any], axis: int) -> ir.Valu
     def load() -> NDArray[Any]:
         return np.concatenate([array_of(piece) for piece in pieces], axis=axis)
 
-    return lazy(graph, name, dtype, tuple(shape), load)
+    joined = lazy(graph, name, dtype, tuple(shape), load)
+    if all(WEIGHTS in piece.metadata_props for piece in pieces):
+        joined.metadata_props[WEIGHTS] = " ".join(piece.metadata_props[WEIGHTS] for piece in pieces)
+    return joined

@@ -11,8 +11,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import Cache, GrowingCache, SharedCache, Slot
+from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.settings import Decoder, read_settings
+from edgec.backends.session import check_ids, check_length
 from edgec.errors import BundleError, UsageError
 
 Ids = NDArray[np.int64]
@@ -24,7 +27,7 @@ class OnnxCpuSession:
 
     Args:
         directory: the artifact.
-        model_file: the graph to load instead of the one that the settings name.
+        mode: see `edgec.backends.backend.Mode`; where an artifact has but one graph, that one is loaded.
         threads: number of threads; None leaves it to ONNX Runtime.
         max_length: the most tokens in the cache; the artifact's context length by default, and at most.
         options: ONNX Runtime session configuration entries.
@@ -37,19 +40,18 @@ class OnnxCpuSession:
     def __init__(
         self,
         directory: Path,
+        mode: Mode,
         *,
-        model_file: str | None = None,
         threads: int | None = None,
         max_length: int | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         settings = read_settings(directory)
         decoder, context = settings.model.decoder, settings.model.context_length
-        self.max_length = context if max_length is None else max_length
-        if not 1 <= self.max_length <= context:
-            raise UsageError(f"the model takes 1 to {context} tokens, not {self.max_length}", where=str(directory))
-        self._path = directory / (model_file or decoder.filename)
-        self._session = _load(self._path, threads, options or {})
+        self.max_length = check_length(max_length, context, directory)
+        all_logits = directory / ALL_LOGITS_FILE
+        self._path = directory / decoder.filename if mode == "generate" or not all_logits.is_file() else all_logits
+        self._session = _load(self._path, threads, options or {}, exact=mode == "exact")
         self._inputs, self._logits = decoder.inputs, decoder.outputs.logits
         self._has_positions = any(value.name == self._inputs.position_ids for value in self._session.get_inputs())
         logits = _find(self._session.get_outputs(), self._logits, self._path)
@@ -62,7 +64,7 @@ class OnnxCpuSession:
 
     def step(self, input_ids: Ids) -> NDArray[np.float32]:
         """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
-        self._check(input_ids)
+        check_ids(self, input_ids, self._path)
         new = input_ids.shape[1]
         if self.batch == 1 or self.length == 0 or new == 1:
             return self._run(input_ids)
@@ -92,24 +94,6 @@ class OnnxCpuSession:
         self._cache.rewind(length)
         self.length = length
 
-    def _check(self, input_ids: Ids) -> None:
-        if input_ids.ndim != 2 or input_ids.shape[0] != self.batch or input_ids.shape[1] == 0:
-            raise UsageError(f"token ids have shape {input_ids.shape}, expected ({self.batch}, 1 or more)")
-        if self.length + input_ids.shape[1] > self.max_length:
-            raise UsageError(
-                f"{self.length + input_ids.shape[1]} tokens do not fit the cache of {self.max_length}",
-                where=str(self._path),
-                hint="shorten the prompt, or generate fewer tokens",
-            )
-        # ONNX Runtime does not check ids in every kernel that gathers.
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.vocab_size:
-            raise UsageError(
-                f"token {low if low < 0 else high} is not in the vocabulary of {self.vocab_size}",
-                where=str(self._path),
-                hint="use the tokenizer of this model",
-            )
-
     def _run(self, input_ids: Ids) -> NDArray[np.float32]:
         new, total = input_ids.shape[1], self.length + input_ids.shape[1]
         # These arrays are bound by address: they must live until the run is over.
@@ -134,7 +118,7 @@ class OnnxCpuSession:
         return logits.astype(np.float32, copy=False)
 
 
-def _load(path: Path, threads: int | None, options: Mapping[str, str]) -> Any:
+def _load(path: Path, threads: int | None, options: Mapping[str, str], *, exact: bool) -> Any:
     if not path.is_file():
         raise BundleError(f"the artifact lacks '{path.name}'", where=str(path), hint="copy or build it again")
     settings = ort.SessionOptions()
@@ -143,8 +127,14 @@ def _load(path: Path, threads: int | None, options: Mapping[str, str]) -> Any:
     settings.intra_op_num_threads = threads or 0
     for key, value in options.items():
         settings.add_session_config_entry(key, value)
+    model: Path | bytes = path
+    if exact:
+        from edgec.backends.onnx_cpu.exact import exact_model
+
+        model = exact_model(path)
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         raise BundleError(
             f"ONNX Runtime cannot load the model: {error}", where=str(path), hint="copy or build it again"

@@ -63,6 +63,11 @@ class Settings(msgspec.Struct, frozen=True):
     search: Search = Search()
 
     @property
+    def context_length(self) -> int:
+        """The most tokens that the artifact takes."""
+        return self.model.context_length
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end a text."""
         ids = self.model.eos_token_id

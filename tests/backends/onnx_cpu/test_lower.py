@@ -9,13 +9,13 @@ import pytest
 
 from edgec.backends.onnx_cpu.logits import last_logits_only
 from edgec.backends.onnx_cpu.lower import lower
-from edgec.backends.onnx_cpu.write import write_weights
 from edgec.checkpoint.open import open_checkpoint
 from edgec.evaluate.streamed import stream
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.store import Store, unpack_nibbles
 from edgec.graph.weights import stored_codes
+from edgec.graph.write import write_weights
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.weights import quantize_weights
 

@@ -1,4 +1,4 @@
-"""Write the weights of a lowered model into a file, one tensor in memory at a time."""
+"""Write the weights of a lowered model into a file beside it, one tensor in memory at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgec.backends.onnx_cpu.matmul import SAME_BYTES
-from edgec.graph.store import Store, shape_of
+from edgec.graph.store import Store, raw_bytes, shape_of
+from edgec.graph.tags import SAME_BYTES, WEIGHTS
 
 DATA_FILE = "model.onnx.data"
 # Smaller tensors (shapes, scalars) stay inside the model file, where ONNX Runtime can fold them.
@@ -21,6 +21,8 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) 
             tensor = value.const_value
             assert tensor is not None
             if tensor.nbytes < _EXTERNAL_FROM_BYTES:
+                if isinstance(tensor, ir.ExternalTensor):  # in a scratch file
+                    value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
                 continue
             shape = shape_of(tensor)
             twin = model.graph.initializers.get(value.metadata_props.get(SAME_BYTES, ""))
@@ -29,7 +31,10 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) 
                 place = (same.location, same.offset, same.length, tensor.dtype)
                 value.const_value = ir.ExternalTensor(*place, shape=ir.Shape(shape), name=name, base_dir=folder)
             else:
-                value.const_value = store.add(name, np.asarray(tensor.numpy()), tensor.dtype, shape)
+                raw = isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8
+                data = raw_bytes(tensor) if raw else np.asarray(tensor.numpy())
+                value.const_value = store.add(name, data, tensor.dtype, shape)
             tick(name)
     for noted in (*model.graph, *model.graph.initializers.values()):
-        noted.metadata_props.clear()  # notes between passes are of no use on a device
+        for note in [key for key in noted.metadata_props if key != WEIGHTS]:
+            del noted.metadata_props[note]  # notes between passes are of no use on a device

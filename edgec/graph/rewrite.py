@@ -1,4 +1,4 @@
-"""Small moves on an onnx_ir graph that the lowering rules share."""
+"""Small moves on an onnx_ir graph that lowering rules share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.graph.store import shape_of
-
-CONTRIB = "com.microsoft"
 
 
 def lazy(

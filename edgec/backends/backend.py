@@ -1,0 +1,185 @@
+"""What every backend offers; a backend is a folder here, and its name in plans is the folder's."""
+
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgec.backends
+from edgec.backends.session import Session
+from edgec.errors import BundleError
+from edgec.spec.operation import Kernel, Operation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgec.frontends.architecture import Decoder
+    from edgec.graph.weights import Codes
+    from edgec.spec.plan import Plan
+    from edgec.spec.target import Target
+
+Mode = Literal["generate", "evaluate", "exact"]
+"""What a session is for: text as it ships (the logits of the last token are enough), quality as it ships (every token's
+logits), or the proof (every token's logits, float32 activations and cache)."""
+
+_HIDDEN_STATE = re.compile(r"embedding(\.(multiplier|sum))?|layers\.\d+\.(attention|mlp)_residual")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a decoder artifact is made from.
+
+    Args:
+        model: the canonical quantized graph.
+        config: the checkpoint's config.json.
+        tokenizer_files: name -> content.
+    """
+
+    model: "ir.Model"
+    decoder: "Decoder"
+    plan: "Plan"
+    target: "Target"
+    config: Mapping[str, Any]
+    tokenizer_files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend stores, and what it cannot.
+
+    Args:
+        scale_bytes: of one scale.
+        activation_bytes: of one number between layers.
+        cache_bytes: kind of key-value cache -> bytes of one number in it, scales included.
+        weights: how it takes weights; a target may have kernels for more, in another backend.
+        zero_points: whether it takes asymmetric integers.
+    """
+
+    scale_bytes: int
+    activation_bytes: int
+    cache_bytes: Mapping[str, float]
+    weights: frozenset[str] = frozenset({"fp32", "fp16", "int8", "int4"})
+    zero_points: bool = True
+
+
+class Settings(Protocol):
+    """What an artifact says about itself."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that it takes."""
+        ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        ...
+
+
+class Backend(Protocol):
+    """The functions of a backend's package.
+
+    Attributes:
+        MARKER: the file by which its artifacts are known.
+        EXTRA: the extra that installs what it needs to compile, None for the core.
+        PACKAGES: packages that decide the bytes of its artifacts.
+        LIMITS: what it stores, and what it cannot.
+    """
+
+    MARKER: str
+    EXTRA: str | None
+    PACKAGES: tuple[str, ...]
+    LIMITS: Limits
+
+    def compile_decoder(self, job: Job, folder: Path, tick: Callable[[str], object]) -> None:
+        """Write the artifact into the empty directory `folder`; `tick` is called for each weight that is written.
+
+        Raises:
+            PlanError: the vendor's compiler refuses the graph.
+        """
+        ...
+
+    def open_session(
+        self, artifact: Path, mode: Mode, *, threads: int | None = None, max_length: int | None = None
+    ) -> Session:
+        """Load an artifact; `threads` None leaves their number to the runtime.
+
+        Raises:
+            BundleError: it is incomplete or damaged.
+            MissingRuntimeError: its runtime is not installed here.
+            UsageError: `max_length` is more than its context length.
+        """
+        ...
+
+    def kernel_of(self, operation: Operation, plan: "Plan", target: "Target") -> Kernel:
+        """Return what will run an operation of a plan on the target; needs no package of the vendor."""
+        ...
+
+    def not_run(self, artifact: Path) -> str | None:
+        """Return why this machine cannot run the artifact, and what sessions run instead; None where it can."""
+        ...
+
+    def read_settings(self, artifact: Path) -> Settings:
+        """Return what an artifact says about itself.
+
+        Raises:
+            BundleError: it says nothing, or nonsense.
+        """
+        ...
+
+    def weight_bytes_per_token(self, artifact: Path) -> int:
+        """Return the bytes of weights that the artifact reads to decode one token."""
+        ...
+
+    def read_codes(self, artifact: Path) -> "Iterator[tuple[str, Codes]]":
+        """Yield (name of the canonical weight, integers) from an artifact's own files, one in memory at a time."""
+        ...
+
+    def trace(
+        self, artifact: Path, input_ids: NDArray[np.int64], mode: Mode
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Run tokens (1, n); yield the hidden states (see `is_hidden_state`) in graph order, and `logits` last.
+
+        The artifact's files are not changed. States are (1, n, hidden), logits (1, n, vocab).
+
+        Raises:
+            BundleError: it is incomplete or damaged.
+            MissingRuntimeError: its runtime is not installed here.
+        """
+        ...
+
+
+def is_hidden_state(name: str) -> bool:
+    """Say whether a value is what blocks of a decoder hand on; the canonical graph's names survive every lowering."""
+    return _HIDDEN_STATE.fullmatch(name) is not None
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends."""
+    return sorted(module.name for module in pkgutil.iter_modules(edgec.backends.__path__) if module.ispkg)
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend by its name, which is in `backend_names`."""
+    return cast("Backend", import_module(f"edgec.backends.{name}"))
+
+
+def backend_of(artifact: Path) -> Backend:
+    """Return the backend that an artifact directory is for.
+
+    Raises:
+        BundleError: it is no artifact.
+    """
+    for name in backend_names():
+        if (artifact / get_backend(name).MARKER).is_file():
+            return get_backend(name)
+    markers = ", ".join(get_backend(name).MARKER for name in backend_names())
+    raise BundleError(
+        f"'{artifact}' is no artifact: it has none of {markers}", where=str(artifact), hint="`edgec build` makes one"
+    )

@@ -1,0 +1,78 @@
+"""Read the integers of an artifact back out of its kernels' own formats."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
+from edgec.graph.store import raw_bytes, shape_of, unpack_nibbles
+from edgec.graph.tags import WEIGHTS
+from edgec.graph.weights import Codes
+from edgec.quantize.scheme import Scheme
+
+
+def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
+    """Yield (name, integers) of each weight that `MatMulNBits` multiplies by or `GatherBlockQuantized` looks up.
+
+    A scheme with one scale per output comes back with the blocks that the kernel asked for.
+    """
+    for node in ir.load(artifact / ALL_LOGITS_FILE).graph:
+        if node.op_type == "MatMulNBits":
+            yield from _matmul(node)
+        elif node.op_type == "GatherBlockQuantized":
+            yield from _gather(node)
+
+
+def _matmul(node: ir.Node) -> Iterator[tuple[str, Codes]]:
+    bits, cols = node.attributes["bits"].as_int(), node.attributes["K"].as_int()
+    packed, scales, zeros = (_array(node, index) for index in (1, 2, 3))
+    assert packed is not None
+    yield from _split(node, packed.reshape(len(packed), -1), scales, zeros, bits, cols, node.inputs[1])
+
+
+def _gather(node: ir.Node) -> Iterator[tuple[str, Codes]]:
+    bits = node.attributes["bits"].as_int()
+    packed, scales, zeros = (_array(node, index) for index in (0, 2, 3))
+    assert packed is not None
+    yield from _split(node, packed, scales, zeros, bits, packed.shape[1] * 8 // bits, node.inputs[0])
+
+
+def _split(
+    node: ir.Node,
+    packed: NDArray[np.uint8],
+    scales: NDArray[Any] | None,
+    zeros: NDArray[np.uint8] | None,
+    bits: int,
+    cols: int,
+    value: ir.Value | None,
+) -> Iterator[tuple[str, Codes]]:
+    """Yield the weights in rows that were joined; `cols` may count padding."""
+    assert scales is not None
+    assert value is not None
+    scheme = Scheme("int4" if bits == 4 else "int8", node.attributes["block_size"].as_int(), zeros is None)
+    start = 0
+    for part in value.metadata_props.get(WEIGHTS, "").split():  # other tools' graphs name no weights
+        name, _, count = part.rpartition(":")
+        rows = slice(start, start + int(count))
+        codes = _unpack(packed[rows], bits)[:, :cols]
+        if scheme.symmetric:
+            codes = (codes.view(np.int8) + np.int8(scheme.low)).astype(np.int8)
+        points = None if zeros is None else _unpack(zeros[rows], bits)[:, : scales.shape[1]]
+        yield name, Codes(codes, scales[rows], points, scheme)
+        start = rows.stop
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    return unpack_nibbles(packed.reshape(-1), (len(packed), 2 * packed.shape[1])) if bits == 4 else packed
+
+
+def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.const_value is None:
+        return None
+    tensor = value.const_value
+    return raw_bytes(tensor).view(tensor.dtype.numpy()).reshape(shape_of(tensor))

@@ -1,0 +1,49 @@
+"""Which of ONNX Runtime's CPU kernels an operation gets.
+
+Source: the CPU kernels of ONNX Runtime 1.31 and the instruction sets that its MLAS library has integer matmuls for.
+"""
+
+from edgec.quantize.scheme import Scheme
+from edgec.spec.operation import Kernel, Operation
+from edgec.spec.plan import Plan
+from edgec.spec.target import Target
+
+_ACTIVATIONS = {0: "the runtime's choice of", 1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
+_INT8_MATMULS = frozenset({"avx2", "avx512f", "asimddp"})
+
+
+def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
+    """Return the kernel of one operation."""
+    storage = operation.storage
+    match operation.kind:
+        case "norm":
+            return Kernel("SkipSimplifiedLayerNormalization, or without the sum where there is none")
+        case "attention":
+            return Kernel("GroupQueryAttention, rotary embedding inside, float32 cache in one buffer")
+        case "lookup" if isinstance(storage, Scheme):
+            return Kernel(f"GatherBlockQuantized, {storage.dtype}")
+        case "lookup":
+            return _floating("Gather", storage)
+        case _:
+            return _matmul(operation, plan, target)
+
+
+def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
+    storage = operation.storage
+    if not isinstance(storage, Scheme):
+        return _floating("MatMul", storage)
+    level = plan.accuracy_level
+    kernel = f"MatMulNBits, {storage.dtype}, {_ACTIVATIONS[level]} activations"
+    if not _INT8_MATMULS & set(target.isa):
+        return Kernel(kernel, "this CPU has no integer matmul in ONNX Runtime: weights are widened for each call", 4.0)
+    if storage.bits == 8 and level != 4:
+        return Kernel(kernel, "8-bit weights have int8 kernels only: they are widened to float32 for each call", 4.0)
+    return Kernel(kernel)
+
+
+def _floating(name: str, storage: object) -> Kernel:
+    if storage == "fp16":
+        return Kernel(
+            f"{name}, float32", "CPU kernels compute in float32: weights are widened when they are loaded", 4.0
+        )
+    return Kernel(f"{name}, float32")

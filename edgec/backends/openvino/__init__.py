@@ -1,0 +1,87 @@
+"""OpenVINO: the artifact is a directory that openvino and openvino_genai load as it stands."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgec.backends.backend import Limits
+from edgec.errors import require
+from edgec.spec.operation import Kernel, Operation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgec.backends.backend import Job, Mode
+    from edgec.backends.openvino.session import OpenVinoSession
+    from edgec.backends.settings import Settings
+    from edgec.graph.weights import Codes
+    from edgec.spec.plan import Plan
+    from edgec.spec.target import Target
+
+MARKER = "openvino_model.xml"
+EXTRA = "openvino"
+PACKAGES = ("openvino", "openvino-tokenizers")
+LIMITS = Limits(scale_bytes=2, activation_bytes=4, cache_bytes={"float": 2, "int8": 1.125})
+
+
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+    """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+    require("openvino", EXTRA)
+    require("openvino_tokenizers", EXTRA)
+    from edgec.backends.openvino.compile import compile_decoder
+
+    compile_decoder(job, folder, tick)
+
+
+def open_session(
+    artifact: Path, mode: "Mode", *, threads: int | None = None, max_length: int | None = None
+) -> "OpenVinoSession":
+    """Load an artifact; see `edgec.backends.backend.Backend`."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.session import OpenVinoSession
+
+    return OpenVinoSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
+    """Return what will run an operation; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.openvino.kernels import kernel_of
+
+    return kernel_of(operation, plan, target)
+
+
+def not_run(artifact: Path) -> None:
+    """Return None: this machine runs its artifacts."""
+    del artifact
+
+
+def read_settings(artifact: Path) -> "Settings":
+    """Return what an artifact says about itself."""
+    from edgec.backends.settings import read_settings
+
+    return read_settings(artifact)
+
+
+def weight_bytes_per_token(artifact: Path) -> int:
+    """Return the bytes of weights that the artifact reads to decode one token."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.codes import weight_bytes_per_token
+
+    return weight_bytes_per_token(artifact)
+
+
+def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
+    """Yield the integers of an artifact."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.codes import read_codes
+
+    return read_codes(artifact)
+
+
+def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":
+    """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.states import trace
+
+    return trace(artifact, input_ids, mode)

@@ -1,0 +1,56 @@
+"""Which of OpenVINO's CPU kernels an operation gets.
+
+Source: the CPU plugin of OpenVINO 2026.4: its fusions, and its fully connected kernels on compressed weights.
+"""
+
+from edgec.quantize.scheme import Scheme
+from edgec.spec.operation import Kernel, Operation
+from edgec.spec.plan import Plan
+from edgec.spec.target import Target
+
+# The group in which activations are rounded to int8; groups of weights must consist of whole ones.
+_ACTIVATION_GROUP = 32
+_VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+
+
+def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
+    """Return the kernel of one operation."""
+    storage = operation.storage
+    match operation.kind:
+        case "norm":
+            return Kernel("RMS, or MVN for a layer norm")
+        case "attention":
+            return _attention(operation, plan)
+        case "lookup" if isinstance(storage, Scheme):
+            return Kernel(f"GatherCompressed, {storage.dtype}")
+        case "lookup":
+            return Kernel("Gather")
+        case _:
+            return _matmul(operation, plan, target)
+
+
+def _attention(operation: Operation, plan: Plan) -> Kernel:
+    assert operation.attention is not None
+    cache = "int8" if plan.kv_cache == "int8" else "float16"
+    if operation.attention.softcap:
+        return Kernel(
+            f"MatMul, Tanh, Softmax, MatMul; {cache} cache",
+            "OpenVINO's attention has no soft cap: scores are written to memory between four kernels",
+        )
+    return Kernel(f"ScaledDotProductAttentionWithKVCache, RoPE; {cache} cache")
+
+
+def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
+    storage = operation.storage
+    if not isinstance(storage, Scheme):
+        return Kernel(f"FullyConnected, {storage} weights")
+    kernel = f"FullyConnectedCompressed, {storage.dtype}"
+    if plan.accuracy_level == 1:
+        return Kernel(f"{kernel}, floating-point activations")
+    if not _VNNI & set(target.isa):
+        reason = "int8 activations need VNNI: this CPU keeps them in floating point"
+        return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)
+    if storage.group is not None and storage.group % _ACTIVATION_GROUP:
+        reason = f"int8 activations need groups of whole {_ACTIVATION_GROUP}s: they stay in floating point"
+        return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)
+    return Kernel(f"{kernel}, int8 activations in groups of {_ACTIVATION_GROUP}")

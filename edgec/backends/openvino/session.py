@@ -1,0 +1,131 @@
+"""Run a decoder artifact in OpenVINO; the key-value cache lives in the inference request.
+
+It takes every stateful model with the inputs of optimum-intel's exports: edgec's artifacts and those.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as op
+
+from edgec.backends.backend import Mode
+from edgec.backends.session import check_ids, check_length
+from edgec.backends.settings import read_settings
+from edgec.errors import BundleError, UsageError
+
+Ids = NDArray[np.int64]
+# Float32 all through: what is left against the canonical graph is rounding.
+EXACT = {
+    "EXECUTION_MODE_HINT": "ACCURACY",
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+
+class OpenVinoSession:
+    """A decoder in OpenVINO's CPU plugin; see `edgec.backends.session.Session`.
+
+    Args:
+        directory: the artifact.
+        mode: see `edgec.backends.backend.Mode`.
+        threads: number of threads; None leaves it to OpenVINO.
+        max_length: the most tokens in the cache; the artifact's context length by default, and at most.
+        config: plugin properties.
+
+    Raises:
+        BundleError: the artifact is incomplete or damaged.
+        UsageError: `max_length` is more than the context length.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        mode: Mode,
+        *,
+        threads: int | None = None,
+        max_length: int | None = None,
+        config: dict[str, str] | None = None,
+    ) -> None:
+        settings = read_settings(directory)
+        self.max_length = check_length(max_length, settings.context_length, directory)
+        self.vocab_size = settings.vocab_size
+        self.batch, self.length = 1, 0
+        self._path = directory / "openvino_model.xml"
+        properties = {"PERFORMANCE_HINT": "LATENCY", **(EXACT if mode == "exact" else {}), **(config or {})}
+        if threads:
+            properties["INFERENCE_NUM_THREADS"] = str(threads)
+        compiled = _compile(self._path, properties, last_only=mode == "generate")
+        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+        self._rows = np.zeros(1, np.int32)
+
+    def step(self, input_ids: Ids) -> NDArray[np.float32]:
+        """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
+        check_ids(self, input_ids, self._path)
+        total = self.length + input_ids.shape[1]
+        feed = {
+            "input_ids": np.ascontiguousarray(input_ids, np.int64),
+            "attention_mask": np.ones((self.batch, total), np.int64),
+            "position_ids": np.tile(np.arange(self.length, total), (self.batch, 1)),
+            "beam_idx": self._rows,
+        }
+        try:
+            results = self._request.infer({name: value for name, value in feed.items() if name in self._inputs})
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO cannot run the model: {error}", where=str(self._path)) from error
+        self.length = total
+        self._rows = np.arange(self.batch, dtype=np.int32)
+        return np.array(results["logits"], np.float32)
+
+    def reset(self, batch: int = 1) -> None:
+        """Forget everything, and take `batch` rows from now on."""
+        if batch < 1:
+            raise UsageError(f"a batch has at least one row, not {batch}")
+        self._request.reset_state()
+        self.batch, self.length = batch, 0
+        self._rows = np.arange(batch, dtype=np.int32)
+
+    def reorder(self, rows: Ids) -> None:
+        """Make cache row i what row `rows[i]` was; the number of rows may change."""
+        # The model itself gathers the rows when it runs next.
+        self._rows = self._rows[rows]
+        self.batch = len(rows)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        for state in self._request.query_state():
+            state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
+        self.length = length
+
+
+def _compile(path: Path, properties: dict[str, str], *, last_only: bool) -> Any:
+    if not path.is_file():
+        raise BundleError(f"the artifact lacks '{path.name}'", where=str(path), hint="copy or build it again")
+    try:
+        model = ov.Core().read_model(path)
+        if last_only:
+            last_logits_only(model)
+        return ov.compile_model(model, "CPU", properties)
+    except RuntimeError as error:
+        raise BundleError(
+            f"OpenVINO cannot load the model: {error}", where=str(path), hint="copy or build it again"
+        ) from error
+
+
+def last_logits_only(model: ov.Model) -> None:
+    """Make `model` give the logits of each row's last token only: (batch, 1, vocab).
+
+    The output matrix is a good part of a prompt's work. openvino_genai does the same to the models that it loads.
+    """
+    node = model.output("logits").get_node()
+    while node.get_type_name() != "MatMul":
+        node = node.input_value(0).get_node()
+    hidden = node.input_value(0)
+    node.input(0).replace_source_output(op.gather(hidden, np.array([-1], np.int64), np.int64(1)).output(0))
+    model.validate_nodes_and_infer_types()

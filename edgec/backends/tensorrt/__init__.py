@@ -1,0 +1,89 @@
+"""TensorRT: engines compiled ahead of time for RTX GPUs, and built on the device for Jetson."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgec.backends.backend import Limits
+from edgec.spec.operation import Kernel, Operation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgec.backends.backend import Job, Mode
+    from edgec.backends.settings import Settings
+    from edgec.backends.tensorrt.session import GraphSession
+    from edgec.graph.weights import Codes
+    from edgec.spec.plan import Plan
+    from edgec.spec.target import Target
+
+MARKER = "tensorrt.json"
+EXTRA = "tensorrt"
+PACKAGES = ()
+LIMITS = Limits(
+    scale_bytes=2,
+    activation_bytes=2,
+    cache_bytes={"float": 2},
+    weights=frozenset({"fp32", "fp16", "fp8", "int8", "int4", "nvfp4"}),
+    zero_points=False,
+)
+
+
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+    """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.tensorrt.compile import compile_decoder
+
+    compile_decoder(job, folder, tick)
+
+
+def open_session(
+    artifact: Path, mode: "Mode", *, threads: int | None = None, max_length: int | None = None
+) -> "GraphSession":
+    """Load the graph that the engine is compiled from; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.tensorrt.session import GraphSession
+
+    return GraphSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
+    """Return what will run an operation; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.tensorrt.kernels import kernel_of
+
+    return kernel_of(operation, plan, target)
+
+
+def not_run(artifact: Path) -> str | None:
+    """Return what was compiled, and that sessions run its graph in ONNX Runtime."""
+    from edgec.backends.tensorrt.engine import describe, read_engines
+
+    return describe(read_engines(artifact))
+
+
+def read_settings(artifact: Path) -> "Settings":
+    """Return what an artifact says about itself."""
+    from edgec.backends.settings import read_settings
+
+    return read_settings(artifact)
+
+
+def weight_bytes_per_token(artifact: Path) -> int:
+    """Return the bytes of weights that the graph reads to decode one token."""
+    from edgec.backends.onnx_cpu.traffic import weight_bytes_per_token
+    from edgec.backends.tensorrt.recipe import MODEL_FILE
+
+    return weight_bytes_per_token(artifact / MODEL_FILE)
+
+
+def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":
+    """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.tensorrt.states import trace
+
+    return trace(artifact, input_ids, mode)
+
+
+def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
+    """Yield the integers of an artifact."""
+    from edgec.backends.tensorrt.codes import read_codes
+
+    return read_codes(artifact)

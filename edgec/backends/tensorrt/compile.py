@@ -1,0 +1,108 @@
+"""Graph -> Artifact: the strongly typed graph, and an engine where this machine can compile one."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import onnx_ir as ir
+
+from edgec.backends.backend import Job
+from edgec.backends.settings import write_settings
+from edgec.backends.tensorrt.engine import ENGINES_FILE, Engine, Engines
+from edgec.backends.tensorrt.kernels import AHEAD_OF_TIME
+from edgec.backends.tensorrt.logits import last_logits_only
+from edgec.backends.tensorrt.lower import lower
+from edgec.backends.tensorrt.profiles import profiles
+from edgec.backends.tensorrt.recipe import MODEL_FILE, Profile, Settings, write_recipe
+from edgec.backends.tensorrt.refusal import note_nodes, refusal
+from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
+from edgec.errors import require
+from edgec.graph.write import write_weights
+from edgec.spec.target import Target
+
+_ENGINE_FILE = "model.sm{sm}.engine"
+# The nearest GPU that TensorRT-RTX compiles for, for those that build their own engines.
+_PROXY = {87: 86, 110: 120}
+_NEWEST_TENSORRT = "12"
+
+
+def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> None:
+    """Write the artifact of a canonical decoder graph into `folder`.
+
+    Raises:
+        PlanError: the compiler refuses the graph; it says which node, and the checkpoint tensor that it came from.
+        MissingRuntimeError: the target takes engines from this machine, and the compiler is not installed.
+    """
+    gpu = job.target.gpu
+    assert gpu is not None
+    ahead = AHEAD_OF_TIME in job.target.runtimes
+    if ahead:
+        require("tensorrt_rtx_bindings", "tensorrt")
+    lowered, notes = write_graph(job, folder, tick, old=not ahead)
+    shapes = profiles(lowered, job.plan.context_length)
+    if ahead:
+        engine = _compile(folder, shapes, gpu.sm, folder / _ENGINE_FILE.format(sm=gpu.sm), notes)
+        engines = Engines(gpu.sm, on_device=False, engine=engine)
+    else:
+        write_recipe(folder, _device_settings(job, shapes))
+        engines = _proxy(folder, shapes, gpu.sm, notes)
+    (folder / ENGINES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+
+
+def write_graph(job: Job, folder: Path, tick: Callable[[str], object], *, old: bool) -> tuple[ir.Model, dict[str, str]]:
+    """Write everything but the engine: the graph, its weights, tokenizer and settings; return the graph and its notes.
+
+    Args:
+        job: what to write.
+        folder: where.
+        tick: called for each weight.
+        old: for TensorRT before 11.
+    """
+    # "No dedicated kernel": TensorRT-RTX refuses Attention in float32, and takes the operators that it consists of.
+    half = ir.DataType.FLOAT if job.plan.weights == "fp32" else ir.DataType.FLOAT16
+    lowered = last_logits_only(lower(job.model, half=half, old=old or half == ir.DataType.FLOAT))
+    notes = note_nodes(lowered)
+    write_weights(lowered, folder, tick)
+    ir.save(lowered, folder / MODEL_FILE)
+    for name, content in job.tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    generation = json.loads(job.tokenizer_files.get("generation_config.json", b"{}"))
+    write_settings(folder, job.config, generation, job.decoder.vocab_size, job.plan.context_length)
+    return lowered, notes
+
+
+def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
+    """Return what the device needs to know; decoders never run on a DLA (see `recipe.Settings.dla`)."""
+    assert job.target.gpu is not None
+    return Settings(
+        name=f"{job.decoder.family}-{job.plan.profile}-{job.plan.sha256()[:8]}",
+        precision=f"weights {job.plan.profile}, activations fp16",
+        profiles=shapes,
+        tensorrt_min=oldest_tensorrt(job.target),
+        tensorrt_below=_NEWEST_TENSORRT,
+        sm=(job.target.gpu.sm,),
+    )
+
+
+def oldest_tensorrt(target: Target) -> str:
+    """Return the oldest TensorRT that the target's vendor ships for it."""
+    return min(target.runtimes["tensorrt"], key=lambda text: tuple(map(int, text.split("."))))
+
+
+def _proxy(folder: Path, shapes: tuple[Profile, ...], sm: int, notes: dict[str, str]) -> Engines:
+    if find_spec("tensorrt_rtx_bindings") is None:
+        return Engines(sm, True, None, 'TensorRT-RTX is not installed here (pip install "edgec[tensorrt]")')
+    with TemporaryDirectory(prefix="edgec-") as scratch:
+        engine = _compile(folder, shapes, _PROXY[sm], Path(scratch) / "proxy.engine", notes)
+    return Engines(sm, True, msgspec.structs.replace(engine, file=None))
+
+
+def _compile(folder: Path, shapes: tuple[Profile, ...], sm: int, out: Path, notes: dict[str, str]) -> Engine:
+    order = Order(model=str(folder / MODEL_FILE), out=str(out), sm=sm, profiles=shapes)
+    made = compile_engine(order)
+    if isinstance(made, Failure):
+        raise refusal(made, sm, notes)
+    return Engine(sm, made.compiler, out.stat().st_size, made.weights, out.name)

@@ -1,0 +1,143 @@
+"""Operators of opset 23 as TensorRT takes them.
+
+TensorRT 11 and TensorRT-RTX take RotaryEmbedding and RMSNormalization as they are, and Attention without a cache: its
+past is joined outside. TensorRT 10.3 is older than all three, which are then written in operators of opset 21.
+
+Source: the function bodies of these operators in the ONNX specification.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.graph.rewrite import constant
+
+
+def decompose(graph: ir.Graph, *, old: bool) -> None:
+    """Replace Attention, and for `old` also the other operators of opset 23; types stay what they are."""
+    rules = _OLD if old else _NEW
+    for node in list(graph):
+        if node.op_type in rules:
+            made = rules[node.op_type](_Writer(graph, node), node)
+            for before, after in zip(node.outputs, made, strict=False):
+                after.name, before.name = before.name, f"{before.name}.replaced"
+                after.shape = before.shape
+                before.replace_all_uses_with(after, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
+class _Writer:
+    """Writes nodes in front of the one that they replace; constants are shared by value."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self.graph, self.node = graph, node
+
+    def op(self, part: str, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Write a node, and return its first output."""
+        outputs = attributes.get("num_outputs", 1)
+        node = ir.node(op_type, list(inputs), attributes, num_outputs=outputs, name=f"{self.node.name}.{part}")
+        for index, value in enumerate(node.outputs):
+            value.name = f"{node.name}.{index}" if index else str(node.name)
+        node.metadata_props.update(self.node.metadata_props)
+        self.graph.insert_before(self.node, node)
+        return node.outputs[0]
+
+    def integers(self, *values: int) -> ir.Value:
+        return constant(self.graph, f"integers.{'.'.join(map(str, values))}", np.array(values, np.int64))
+
+    def scalar(self, value: float) -> ir.Value:
+        return constant(self.graph, f"scalar.{value:.9g}", np.array(value, np.float32))
+
+    def heads(self, part: str, x: ir.Value | None, count: int) -> ir.Value:
+        """Write (batch, sequence, count * dim) as (batch, count, sequence, dim)."""
+        split = self.op(f"{part}_split", "Reshape", x, self.integers(0, 0, count, -1))
+        return self.op(f"{part}_heads", "Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
+    """Write queries (batch, heads, sequence, dim), and the present keys and values (batch, kv_heads, total, dim)."""
+    heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+    q, k, v = (
+        w.heads(part, x, n) for part, x, n in zip("qkv", node.inputs[:3], (heads, kv_heads, kv_heads), strict=True)
+    )
+    pasts = node.inputs[4:6]
+    return q, [w.op(f"{p}_all", "Concat", past, new, axis=2) for p, past, new in zip("kv", pasts, (k, v), strict=True)]
+
+
+def _fused_attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
+    q, present = _queries_and_cache(w, node)
+    attributes: dict[str, Any] = {name: node.attributes[name].as_float() for name in ("scale", "softcap")}
+    y = w.op("fused", "Attention", q, *present, node.inputs[3], **attributes)
+    return [_joined_heads(w, y), *present]
+
+
+def _attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
+    heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+    softcap = node.attributes["softcap"].as_float()
+    q, present = _queries_and_cache(w, node)
+    k, v = (_repeat(w, part, x, heads // kv_heads, heads) for part, x in zip("kv", present, strict=True))
+    # Scaling Q keeps the scores of float16 in range.
+    q = w.op("q_scaled", "Mul", q, w.scalar(node.attributes["scale"].as_float()))
+    scores = w.op("scores", "MatMul", q, w.op("k_transposed", "Transpose", k, perm=[0, 1, 3, 2]))
+    if softcap:
+        scores = w.op("capped_tanh", "Tanh", w.op("capped_div", "Div", scores, w.scalar(softcap)))
+        scores = w.op("capped", "Mul", scores, w.scalar(softcap))
+    # The lowest float16: minus infinity less minus infinity would be no number.
+    scores = w.op("masked", "Where", node.inputs[3], scores, w.scalar(-65504.0))
+    y = w.op("mixed", "MatMul", w.op("weights", "Softmax", scores, axis=-1), v)
+    return [_joined_heads(w, y), *present]
+
+
+def _joined_heads(w: _Writer, x: ir.Value) -> ir.Value:
+    """Write (batch, heads, sequence, dim) as (batch, sequence, heads * dim)."""
+    return w.op("joined", "Reshape", w.op("rows", "Transpose", x, perm=[0, 2, 1, 3]), w.integers(0, 0, -1))
+
+
+def _repeat(w: _Writer, part: str, x: ir.Value, times: int, heads: int) -> ir.Value:
+    """Write (batch, kv_heads, total, dim) with each head `times` times."""
+    if times == 1:
+        return x
+    each = w.op(f"{part}_apart", "Unsqueeze", x, w.integers(2))
+    each = w.op(f"{part}_each", "Expand", each, w.integers(1, 1, times, 1, 1))
+    total_and_dim = w.op(f"{part}_size", "Shape", x, start=2)
+    shape = w.op(f"{part}_shape", "Concat", w.integers(0, heads), total_and_dim, axis=0)
+    return w.op(f"{part}_repeated", "Reshape", each, shape)
+
+
+def _rotary(w: _Writer, node: ir.Node) -> list[ir.Value]:
+    x, cos, sin, positions = node.inputs
+    heads = node.attributes["num_heads"].as_int()
+    assert cos is not None
+    turned = 2 * int(cos.shape[1])  # type: ignore[index, arg-type]
+    x = w.heads("x", x, heads)
+    rest = None
+    if node.attributes.get_int("rotary_embedding_dim", 0):
+        x, rest = (
+            w.op(f"x_{part}", "Slice", x, w.integers(start), w.integers(end), w.integers(3))
+            for part, start, end in (("turned", 0, turned), ("rest", turned, np.iinfo(np.int64).max))
+        )
+    tables = [
+        w.op(f"{part}_rows", "Unsqueeze", w.op(part, "Gather", table, positions, axis=0), w.integers(1))
+        for part, table in (("cos", cos), ("sin", sin))
+    ]
+    halves = w.op("halves", "Split", x, axis=3, num_outputs=2).producer()
+    assert halves is not None
+    first, second = halves.outputs
+    (c, s) = tables
+    real = w.op("real", "Sub", w.op("first_cos", "Mul", first, c), w.op("second_sin", "Mul", second, s))
+    imaginary = w.op("imaginary", "Add", w.op("first_sin", "Mul", first, s), w.op("second_cos", "Mul", second, c))
+    y = w.op("rotated", "Concat", real, imaginary, *([] if rest is None else [rest]), axis=3)
+    return [_joined_heads(w, y)]
+
+
+def _rms(w: _Writer, node: ir.Node) -> list[ir.Value]:
+    x, weight = node.inputs[:2]
+    epsilon = constant(w.graph, f"{node.name}.epsilon", np.array(node.attributes["epsilon"].as_float(), np.float32))
+    mean = w.op("mean", "ReduceMean", w.op("square", "Mul", x, x), w.integers(-1), keepdims=1)
+    root = w.op("root", "Sqrt", w.op("shifted", "Add", mean, epsilon))
+    return [w.op("scaled", "Mul", w.op("normed", "Div", x, root), weight)]
+
+
+_NEW = {"Attention": _fused_attention}
+_OLD = {"Attention": _attention, "RotaryEmbedding": _rotary, "RMSNormalization": _rms}

@@ -1,0 +1,1 @@
+"""What runs on the device; copied into bundles, and never imported by edgec."""

@@ -1,0 +1,174 @@
+"""Canonical graph -> the strongly typed graph that TensorRT's parser takes.
+
+Every tensor has the type that is written: matmuls, attention and the cache in float16, norms and the logits in float32,
+weights as the integers of the canonical graph behind a `DequantizeLinear` with float16 scales.
+
+Source: NVIDIA TensorRT documentation, strongly typed networks and quantized types; what its parsers take was measured
+(docs/design.md, section 6).
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgec.backends.tensorrt.decompose import decompose
+from edgec.backends.tensorrt.floats import narrow_nvfp4
+from edgec.backends.tensorrt.kernels import block_size
+from edgec.graph.nvfp4 import is_nvfp4
+from edgec.graph.rewrite import constant, lazy, sweep, users
+from edgec.graph.weights import StoredCodes, stored_codes, weight_nodes
+
+OLD_OPSET = 21
+"""For TensorRT 10.3: older than Attention, RotaryEmbedding and RMSNormalization."""
+
+_NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
+
+
+def lower(model: ir.Model, *, half: ir.DataType = ir.DataType.FLOAT16, old: bool = False) -> ir.Model:
+    """Return a lowered copy of a canonical decoder graph; weights stay lazy.
+
+    Args:
+        model: the canonical graph; not changed.
+        half: the type of matmuls, attention and the cache.
+        old: write operators of opset 21 only.
+    """
+    lowered = model.clone()
+    graph = lowered.graph
+    wide = _norms_in_float32(graph, half)
+    nvfp4 = [node for node in weight_nodes(graph) if is_nvfp4(node)]
+    for node in weight_nodes(graph):
+        if node in nvfp4:
+            wide.add(narrow_nvfp4(graph, node, half))
+        else:
+            _requantize(graph, node, half)
+    decompose(graph, old=old)
+    if old and not nvfp4:  # which opset 21 does not have
+        graph.opset_imports[""] = OLD_OPSET
+        lowered.ir_version = 10
+    sweep(graph)
+    _narrow(graph, half, wide)
+    return lowered
+
+
+def _requantize(graph: ir.Graph, node: ir.Node, half: ir.DataType) -> None:
+    """Give integers float16 scales, and INT4 with one scale per output blocks that fuse; codes stay what they are."""
+    stored = stored_codes(node)
+    cols = stored.shape[1]
+    group = block_size(stored.scheme, cols)
+    groups = -(-cols // group) if group else 1
+    inputs_axis = 0 if stored.transposed else 1
+    ragged = group is not None and groups * group != cols
+    codes = _padded_codes(graph, stored, groups * group) if group and ragged else node.inputs[0]
+    scales = _half_scales(graph, stored, groups if group else None, half)
+    attributes = {"axis": inputs_axis, "block_size": group} if group else {"axis": 1 - inputs_axis}
+    nodes = [ir.node("DequantizeLinear", [codes, scales], attributes, name=node.name)]
+    nodes[0].outputs[0].name = str(node.outputs[0].name)
+    if ragged:  # TensorRT takes whole groups only
+        nodes[0].outputs[0].name += ".padded"
+        limits = [constant(graph, f"integers.{n}", np.array([n], np.int64)) for n in (0, cols, inputs_axis)]
+        nodes.append(ir.node("Slice", [nodes[0].outputs[0], *limits], name=f"{node.name}.cut"))
+        nodes[1].outputs[0].name = node.outputs[0].name
+    for new in nodes:
+        new.metadata_props.update(node.metadata_props)
+        graph.insert_before(node, new)
+    node.outputs[0].replace_all_uses_with(nodes[-1].outputs[0])
+    graph.remove(node, safe=True)
+
+
+def _padded_codes(graph: ir.Graph, stored: StoredCodes, cols: int) -> ir.Value:
+    rows, given = stored.shape
+    dtype = stored.tensors[0].dtype
+
+    def load() -> NDArray[Any]:
+        codes = np.pad(stored.codes(), ((0, 0), (0, cols - given))).astype(dtype.numpy())
+        return np.ascontiguousarray(codes.T if stored.transposed else codes)
+
+    name = str(stored.tensors[0].name)
+    del graph.initializers[name]
+    return lazy(graph, name, dtype, (cols, rows) if stored.transposed else (rows, cols), load)
+
+
+def _half_scales(graph: ir.Graph, stored: StoredCodes, groups: int | None, half: ir.DataType) -> ir.Value:
+    rows = stored.shape[0]
+
+    def load() -> NDArray[Any]:
+        scales = stored.scales().astype(_numpy(half))
+        if groups is None:
+            return np.ascontiguousarray(scales[:, 0])
+        whole = np.repeat(scales, groups // scales.shape[1], axis=1)
+        return np.ascontiguousarray(whole.T if stored.transposed else whole)
+
+    shape = (rows,) if groups is None else (rows, groups)
+    return lazy(graph, f"{stored.name}.half_scales", half, shape[::-1] if stored.transposed else shape, load)
+
+
+def _norms_in_float32(graph: ir.Graph, half: ir.DataType) -> set[str]:
+    """Put casts around norms, whose sums of squares overflow float16; return the names of their weights."""
+    wide: set[str] = set()
+    for norm in [node for node in graph if node.op_type in _NORMS]:
+        x = norm.inputs[0]
+        assert x is not None
+        into = ir.node("Cast", [x], {"to": ir.DataType.FLOAT}, name=f"{norm.name}.widen")
+        back = ir.node("Cast", [norm.outputs[0]], {"to": half}, name=f"{norm.name}.narrow")
+        for cast in (into, back):
+            cast.outputs[0].name = cast.name
+            cast.metadata_props.update(norm.metadata_props)
+        readers = users(norm.outputs[0])
+        graph.insert_before(norm, into)
+        graph.insert_after(norm, back)
+        norm.replace_input_with(0, into.outputs[0])
+        for reader in (r for r in readers if r is not back):
+            for index, value in enumerate(reader.inputs):
+                if value is norm.outputs[0]:
+                    reader.replace_input_with(index, back.outputs[0])
+        wide |= {f"{norm.name}.epsilon", *(str(v.name) for v in norm.inputs[1:] if v is not None)}
+    return wide
+
+
+def _narrow(graph: ir.Graph, half: ir.DataType, wide: set[str]) -> None:
+    """Make every other float32 tensor a `half` one; the logits are float32 again."""
+    for name, value in list(graph.initializers.items()):
+        if half != ir.DataType.FLOAT and value.dtype == ir.DataType.FLOAT and name not in wide:
+            _cast_initializer(graph, value, half)
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is not None and source.dtype == ir.DataType.FLOAT16 and source.is_initializer():
+            # behind a weight that is stored as float16
+            node.attributes["to"] = ir.AttrInt64("to", half)
+        for value in node.outputs:
+            value.type = None
+            if value not in graph.outputs:
+                value.shape = None
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    head = logits.producer()
+    assert head is not None
+    cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT}, name="logits.widen")
+    cast.metadata_props.update(head.metadata_props)
+    graph.insert_after(head, cast)
+    graph.outputs[list(graph.outputs).index(logits)] = cast.outputs[0]
+    cast.outputs[0].name, logits.name = "logits", "logits.half"
+    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), logits.shape
+    logits.shape = None
+    for value in (*graph.inputs, *graph.outputs):
+        if value.name != "logits" and value.dtype != ir.DataType.INT64:
+            value.type = ir.TensorType(half)
+
+
+def _cast_initializer(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:
+    """Keep the float32 of a constant in the file, and cast it: compilers fold that, and nothing is rounded twice."""
+    first = next(node for node in graph if value in node.inputs)
+    cast = ir.node("Cast", [value], {"to": half}, name=f"{value.name}.narrow")
+    cast.outputs[0].name = cast.name
+    cast.metadata_props.update(first.metadata_props)
+    readers = [(use.node, use.idx) for use in value.uses()]
+    graph.insert_before(first, cast)
+    for node, index in readers:
+        if node is not cast:
+            node.replace_input_with(index, cast.outputs[0])
+
+
+def _numpy(dtype: ir.DataType) -> Any:
+    return ml_dtypes.bfloat16 if dtype == ir.DataType.BFLOAT16 else dtype.numpy()

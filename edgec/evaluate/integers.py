@@ -1,0 +1,61 @@
+"""Compare the integers of weights, bit for bit: an artifact's with its canonical graph's, or another artifact's."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgec.graph.weights import Codes, stored_codes, weight_nodes
+from edgec.report.model import Integers
+
+
+def check_integers(canonical: ir.Model, found: Iterable[tuple[str, Codes]]) -> Integers:
+    """Compare every quantized weight of `canonical` with what a backend read back from its artifact."""
+    return compare_integers(canonical_codes(canonical), found)
+
+
+def compare_integers(reference: Iterable[tuple[str, Codes]], test: Iterable[tuple[str, Codes]]) -> Integers:
+    """Compare the quantized weights of two models by name; one weight is in memory at a time."""
+    a, b = _digests(reference), _digests(test)
+    names = sorted({*a, *b})
+    different = tuple(name for name in names if len(a[name]) != 1 or a[name] != b[name])
+    return Integers(len(names), different)
+
+
+def canonical_codes(canonical: ir.Model) -> Iterator[tuple[str, Codes]]:
+    """Yield (name, integers) of each quantized weight of a canonical graph."""
+    for stored in map(stored_codes, weight_nodes(canonical.graph)):
+        zeros = None if stored.scheme.symmetric else stored.zero_points()
+        yield stored.name, Codes(stored.codes(), stored.scales(), zeros, stored.scheme, stored.global_scale())
+
+
+def _digests(weights: Iterable[tuple[str, Codes]]) -> defaultdict[str, set[bytes]]:
+    """Return the digests of each weight: more than one where an artifact holds copies that differ."""
+    found: defaultdict[str, set[bytes]] = defaultdict(set)
+    for name, codes in weights:
+        found[name].add(_digest(codes))
+    return found
+
+
+def _digest(weight: Codes) -> bytes:
+    """Return what is the same for the same integers: backends may pad columns with zeros, and repeat a row's scale."""
+    codes = weight.codes
+    used = np.flatnonzero(codes.any(axis=0))
+    codes = codes[:, : used[-1] + 1 if used.size else 0]
+    groups = -(-codes.shape[1] // (weight.scheme.group or weight.codes.shape[1]))
+    state = blake2b(f"{weight.scheme.dtype} {weight.global_scale}".encode())
+    for array in (codes, _per_group(weight.scales, groups), _per_group(weight.zero_points, groups)):
+        if array is not None:
+            state.update(f"{array.dtype}{array.shape}".encode())
+            state.update(np.ascontiguousarray(array).data)
+    return state.digest()
+
+
+def _per_group(array: NDArray[np.generic] | None, groups: int) -> NDArray[np.generic] | None:
+    if array is None:
+        return None
+    array = array[:, :groups]
+    return array[:, :1] if (array == array[:, :1]).all() else array

@@ -1,0 +1,80 @@
+"""The operations of a decoder as a plan sees them, and the kernels that backends have for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from edgec.frontends.architecture import Attention, Decoder, Layer, Linear
+from edgec.quantize.scheme import Scheme
+
+Storage = Scheme | str
+"""How weights are stored: a scheme of integers, or "fp32" or "fp16"."""
+
+Kind = Literal["matmul", "lookup", "attention", "norm"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    Args:
+        block: where it is, such as `layers.3.mlp`.
+        name: of its weight, or what it does.
+        kind: what it is.
+        size: (in, out) of a matmul, (out, in) = (vocab, hidden) of a lookup's table, () elsewhere.
+        storage: of its weight, None where it has none or keeps it in float32.
+        attention: the attention that it is.
+    """
+
+    block: str
+    name: str
+    kind: Kind
+    size: tuple[int, ...] = ()
+    storage: Storage | None = None
+    attention: Attention | None = None
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """What runs an operation on the target.
+
+    Args:
+        name: the runtime's name for it, and how it computes.
+        fallback: why it is not the kernel that the storage is meant for; None where it is.
+        read_as: bytes that one weight takes when the kernel reads it, where that differs from how it is stored.
+    """
+
+    name: str
+    fallback: str | None = None
+    read_as: float | None = None
+
+
+def operations(decoder: Decoder, weights: Storage, embedding: Storage) -> Iterator[Operation]:
+    """Yield the operations that cost time, in the order of the graph."""
+    table = (decoder.vocab_size, decoder.hidden_size)
+    yield Operation("embedding", "embedding", "lookup", table, embedding)
+    for index, layer in enumerate(decoder.layers):
+        yield from _layer(f"layers.{index}", layer, weights)
+    yield Operation("head", "final norm", "norm")
+    yield Operation("head", "output matrix", "matmul", table[::-1], embedding)
+
+
+def _layer(name: str, layer: Layer, weights: Storage) -> Iterator[Operation]:
+    attention, mlp = layer.attention, layer.mlp
+    norms = {
+        "attention": (layer.attention_norm, attention.q_norm, attention.k_norm, layer.attention_post_norm),
+        "mlp": (layer.mlp_norm, layer.mlp_post_norm),
+    }
+    matrices: dict[str, dict[str, Linear | None]] = {
+        "attention": {"q": attention.q, "k": attention.k, "v": attention.v, "o": attention.o},
+        "mlp": {"gate": mlp.gate, "up": mlp.up, "down": mlp.down},
+    }
+    for part in ("attention", "mlp"):
+        block = f"{name}.{part}"
+        yield from (Operation(block, "norm", "norm") for norm in norms[part] if norm is not None)
+        for matrix, linear in matrices[part].items():
+            if linear is not None:
+                yield Operation(block, matrix, "matmul", linear.size, weights)
+        if part == "attention":
+            yield Operation(block, "attention", "attention", attention=attention)

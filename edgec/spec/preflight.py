@@ -1,0 +1,95 @@
+"""What a plan will run on its target, operation by operation, before anything is built."""
+
+import msgspec
+
+from edgec.backends.backend import get_backend
+from edgec.errors import PlanError
+from edgec.frontends.architecture import Decoder
+from edgec.quantize.scheme import Scheme
+from edgec.spec.memory import storage_bytes
+from edgec.spec.operation import Kernel, Operation, operations
+from edgec.spec.plan import Plan
+from edgec.spec.target import Target
+
+
+class Row(msgspec.Struct, frozen=True):
+    """An operation and its kernel.
+
+    Args:
+        block: where it is, such as `layers.3.mlp`.
+        operation: what it is, with its size.
+        kernel: what runs it.
+        bytes_per_token: weights that it reads to decode one token.
+        fallback: why it is not the kernel that the storage is meant for; None where it is.
+        fallback_bytes: of `bytes_per_token`, what the fallback costs.
+    """
+
+    block: str
+    operation: str
+    kernel: str
+    bytes_per_token: int
+    fallback: str | None = None
+    fallback_bytes: int = 0
+
+
+class Preflight(msgspec.Struct, frozen=True):
+    """The kernels of a plan.
+
+    Args:
+        rows: one for each operation, in the order of the graph.
+        bytes_per_token: weights read to decode one token.
+        memory_ms_per_token: the time that this takes at the target's memory bandwidth, a lower bound of the time of a
+            token; None where the bandwidth is not known.
+    """
+
+    rows: tuple[Row, ...]
+    bytes_per_token: int
+    memory_ms_per_token: float | None
+
+    @property
+    def fallbacks(self) -> tuple[Row, ...]:
+        """The operations that do not get the kernel that their storage is meant for."""
+        return tuple(row for row in self.rows if row.fallback)
+
+
+def preflight(decoder: Decoder, plan: Plan, target: Target) -> Preflight:
+    """Return the kernels that a plan's operations get on its target."""
+    backend = get_backend(plan.backend)
+    rows = tuple(
+        _row(operation, backend.kernel_of(operation, plan, target), backend.LIMITS.scale_bytes)
+        for operation in operations(decoder, plan.weights, plan.embedding)
+    )
+    total = sum(row.bytes_per_token for row in rows)
+    bandwidth = target.memory_bandwidth_gbps
+    return Preflight(rows, total, 1e3 * total / (bandwidth * 1e9) if bandwidth else None)
+
+
+def refuse_fallbacks(found: Preflight) -> None:
+    """Make sure that every operation gets the kernel that its storage is meant for.
+
+    Raises:
+        PlanError: one does not.
+    """
+    if found.fallbacks:
+        first = found.fallbacks[0]
+        raise PlanError(
+            f"{len(found.fallbacks)} operations would fall back on this target; the first: {first.fallback}",
+            where=f"{first.block}, {first.operation}",
+            hint="choose a profile that the target's kernels take (`edgec plan` shows them), or allow fallbacks",
+        )
+
+
+def _row(operation: Operation, kernel: Kernel, scale_bytes: int) -> Row:
+    if operation.kind != "matmul":
+        size = f" {operation.size[0]} x {operation.size[1]}" if operation.size else ""
+        return Row(operation.block, f"{operation.name}{size}", kernel.name, 0, kernel.fallback)
+    cols, rows = operation.size
+    stored = storage_bytes(operation.storage or "fp32", rows, cols, scale_bytes)
+    read = stored if kernel.read_as is None else int(rows * cols * kernel.read_as)
+    # A weight that is widened first is read, written and read again.
+    extra = 0
+    if kernel.read_as is not None:
+        extra = 2 * read if isinstance(operation.storage, Scheme) else read - stored
+    return Row(
+        operation.block, f"{operation.name} {cols} x {rows}", kernel.name, stored + extra, kernel.fallback, extra
+    )
