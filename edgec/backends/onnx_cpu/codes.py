@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
+from edgec.graph.rows import split_rows
 from edgec.graph.store import raw_bytes, shape_of, unpack_nibbles
 from edgec.graph.tags import WEIGHTS
 from edgec.graph.weights import Codes
@@ -54,16 +55,12 @@ def _split(
     assert scales is not None
     assert value is not None
     scheme = Scheme("int4" if bits == 4 else "int8", node.attributes["block_size"].as_int(), zeros is None)
-    start = 0
-    for part in value.metadata_props.get(WEIGHTS, "").split():  # other tools' graphs name no weights
-        name, _, count = part.rpartition(":")
-        rows = slice(start, start + int(count))
-        codes = _unpack(packed[rows], bits)[:, :cols]
-        if scheme.symmetric:
-            codes = (codes.view(np.int8) + np.int8(scheme.low)).astype(np.int8)
-        points = None if zeros is None else _unpack(zeros[rows], bits)[:, : scales.shape[1]]
-        yield name, Codes(codes, scales[rows], points, scheme)
-        start = rows.stop
+    codes = _unpack(packed, bits)[:, :cols]
+    if scheme.symmetric:
+        codes = (codes.view(np.int8) + np.int8(scheme.low)).astype(np.int8)
+    points = None if zeros is None else _unpack(zeros, bits)[:, : scales.shape[1]]
+    # Other tools' graphs name no weights.
+    yield from split_rows(value.metadata_props.get(WEIGHTS, ""), Codes(codes, scales, points, scheme))
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

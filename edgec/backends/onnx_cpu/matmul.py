@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.onnx_cpu import CONTRIB
 from edgec.graph.rewrite import lazy, replace, users
+from edgec.graph.rows import rows_note
 from edgec.graph.store import pack_nibbles
 from edgec.graph.tags import SAME_BYTES, WEIGHTS
 from edgec.graph.weights import StoredCodes, stored_codes
@@ -90,7 +91,7 @@ def _weight_inputs(graph: ir.Graph, stored: StoredCodes) -> tuple[list[ir.Value]
         graph.initializers.get(name + suffix) or lazy(graph, name + suffix, dtype, part_shape, load)
         for suffix, dtype, part_shape, load in parts
     ]
-    values[0].metadata_props[WEIGHTS] = f"{name}:{rows}"
+    values[0].metadata_props[WEIGHTS] = rows_note([(name, rows)])
     return values, width
 
 
@@ -128,7 +129,7 @@ def _gather(graph: ir.Graph, node: ir.Node, stored: StoredCodes) -> None:
     shape = (rows, -(-cols * stored.scheme.bits // 8))
     name = f"{stored.name}.table"
     table = lazy(graph, name, ir.DataType.UINT8, shape, lambda: _unsigned(stored, cols + cols % 2))
-    table.metadata_props[WEIGHTS] = f"{stored.name}:{rows}"
+    table.metadata_props[WEIGHTS] = rows_note([(stored.name, rows)])
     if cols % width == 0:
         table.metadata_props[SAME_BYTES] = str(packed.name)
     attributes = {"bits": stored.scheme.bits, "block_size": width, "gather_axis": 0, "quantize_axis": 1}

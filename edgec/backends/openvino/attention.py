@@ -74,7 +74,7 @@ def remember(name: str, new: ov.Node, batch: ov.Node, beam_idx: ov.Output) -> tu
 def attend(q: ov.Node, k: ov.Node, v: ov.Node, mask: ov.Output, *, heads: int, scale: float, softcap: float) -> ov.Node:
     """Return attention of q (batch, heads, sequence, dim) over k and v (batch, kv_heads, total, dim).
 
-    The mask is (batch, 1, sequence, total) booleans. The soft cap is 0, or c where scores become c * tanh(scores / c);
+    The mask (batch, 1, sequence, total) is added to the scores. The soft cap is 0, or c where scores become c * tanh(scores / c);
     OpenVINO's attention has no such thing.
     """
     k, v = (_repeat(x, heads) for x in (k, v))
@@ -82,8 +82,7 @@ def attend(q: ov.Node, k: ov.Node, v: ov.Node, mask: ov.Output, *, heads: int, s
         return op.scaled_dot_product_attention(q, k, v, mask, np.float32(scale))
     scores = op.matmul(op.multiply(q, np.float32(scale)), k, transpose_a=False, transpose_b=True)
     scores = op.multiply(op.tanh(op.divide(scores, np.float32(softcap))), np.float32(softcap))
-    scores = op.select(mask, scores, np.float32(-np.inf))
-    return op.matmul(op.softmax(scores, axis=-1), v, transpose_a=False, transpose_b=False)
+    return op.matmul(op.softmax(op.add(scores, mask), axis=-1), v, transpose_a=False, transpose_b=False)
 
 
 def _repeat(x: ov.Node, heads: int) -> ov.Node:

@@ -8,6 +8,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgec.graph.rows import split_rows
 from edgec.graph.store import unpack_nibbles
 from edgec.graph.weights import Codes
 from edgec.quantize.scheme import Scheme
@@ -23,14 +24,14 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
     for name, constant in constants.items():
         if not name.endswith(".codes"):
             continue
-        weight = name.removesuffix(".codes")
+        note = name.removesuffix(".codes")
         dtype, symmetric = _SCHEMES[constant.get_element_type().get_type_name()]
         shape = tuple(constant.shape)
         scheme = Scheme(dtype, shape[2] if len(shape) == 3 else None, symmetric)  # type: ignore[arg-type]
         codes = _integers(constant, scheme).reshape(shape[0], -1)
-        zeros = None if symmetric else _integers(constants[f"{weight}.zero_points"], scheme).reshape(shape[0], -1)
-        scales = constants[f"{weight}.scales"].data.astype(np.float32).reshape(shape[0], -1)
-        yield weight, Codes(codes, scales, zeros, scheme)
+        zeros = None if symmetric else _integers(constants[f"{note}.zero_points"], scheme).reshape(shape[0], -1)
+        scales = constants[f"{note}.scales"].data.astype(np.float32).reshape(shape[0], -1)
+        yield from split_rows(note, Codes(codes, scales, zeros, scheme))
 
 
 def weight_bytes_per_token(artifact: Path) -> int:

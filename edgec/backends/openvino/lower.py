@@ -24,6 +24,7 @@ from edgec.backends.openvino.attention import (
 )  # fmt: skip
 from edgec.backends.openvino.weights import Weights
 from edgec.graph.rewrite import array_of
+from edgec.graph.siblings import matmul_siblings, matrix_size
 
 _ELEMENTWISE: dict[str, Callable[..., ov.Node]] = {
     "Add": op.add,
@@ -63,7 +64,9 @@ class _Writer:
         self.weights = weights
         self.values: dict[str, ov.Output] = {}
         self.rotations: dict[str, tuple[ov.Node, ov.Node]] = {}
+        self.masks: dict[str, ov.Node] = {}
         self.sinks: list[ov.Node] = []
+        self.siblings = {node: family for family in matmul_siblings(model.graph) for node in family}
 
     def write(self) -> ov.Model:
         parameters = [
@@ -82,12 +85,14 @@ class _Writer:
         return ov.Model([logits], self.sinks, [*parameters, beam_idx], str(self.graph.name))
 
     def _write(self, node: ir.Node) -> None:
+        if str(node.outputs[0].name) in self.values:  # written with a sibling
+            return
         if node.op_type in _ELEMENTWISE:
             made = _ELEMENTWISE[node.op_type](*(self.value(v) for v in node.inputs))
         else:
             made = getattr(self, f"_{node.op_type.lower()}")(node)
         made.set_friendly_name(str(node.name))
-        self.values[str(node.outputs[0].name)] = made.output(0)
+        self.values.setdefault(str(node.outputs[0].name), made.output(0))
 
     def value(self, value: ir.Value | None) -> ov.Output:
         assert value is not None
@@ -99,12 +104,21 @@ class _Writer:
         return self.values[name]
 
     def _matmul(self, node: ir.Node) -> ov.Node:
-        assert node.inputs[1] is not None
+        """Write a matmul; those that read the same input are one wide one, whose weights stream in one sweep."""
+        siblings = self.siblings.get(node, [node])
         x = self.value(node.inputs[0])
-        weight, padding = self.weights.get(node.inputs[1])
+        weight, padding = self.weights.get(*(n.inputs[1] for n in siblings if n.inputs[1] is not None))
         if padding:
             x = op.pad(x, integers(0, 0, 0), integers(0, 0, padding), "constant", np.float32(0)).output(0)
-        return op.matmul(x, weight, transpose_a=False, transpose_b=True)
+        wide = op.matmul(x, weight, transpose_a=False, transpose_b=True)
+        if len(siblings) == 1:
+            return wide
+        wide.set_friendly_name("+".join(str(n.name) for n in siblings))
+        widths = integers(*(matrix_size(n)[1] for n in siblings))
+        parts = op.variadic_split(wide, index(2), widths)
+        for sibling, part in zip(siblings, parts.outputs(), strict=True):
+            self.values[str(sibling.outputs[0].name)] = part
+        return parts
 
     def _gather(self, node: ir.Node) -> ov.Node:
         table, ids = node.inputs
@@ -132,12 +146,19 @@ class _Writer:
             q,
             wholes[0],
             wholes[1],
-            self.value(node.inputs[3]),
+            self.mask(node.inputs[3]),
             heads=heads,
             scale=node.attributes["scale"].as_float(),
             softcap=node.attributes["softcap"].as_float(),
         )
         return join_heads(y, heads * v.get_output_partial_shape(0)[3].get_length())
+
+    def mask(self, value: ir.Value | None) -> ov.Node:
+        """Return the mask as what is added to scores, written once; for booleans attention has no fast kernel."""
+        name = str(value.name) if value is not None else ""
+        if name not in self.masks:
+            self.masks[name] = op.select(self.value(value), np.float32(0), np.float32(-65504))
+        return self.masks[name]
 
     def _head_vectors(self, value: ir.Value | None, heads: int) -> ov.Node:
         """Return queries or keys (batch, heads, sequence, dim), rotated where the graph rotates them."""

@@ -6,7 +6,7 @@ inputs; scales are stored as float16, which rounds nothing (see `edgec.quantize.
 Source: OpenVINO documentation, weight compression; the decompression patterns of its plugins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
+from edgec.graph.rows import rows_note
 from edgec.graph.store import Store, pack_nibbles
 from edgec.graph.weights import StoredCodes, stored_codes
 
@@ -42,55 +43,56 @@ class Weights:
         self._maps: list[NDArray[np.uint8]] = []
         self._made: dict[str, tuple[ov.Node, int]] = {}
 
-    def get(self, value: ir.Value) -> tuple[ov.Node, int]:
-        """Return the float32 (out, in) node of a matrix or table, and by how many zero inputs its rows were padded.
+    def get(self, *values: ir.Value) -> tuple[ov.Node, int]:
+        """Return the float32 (out, in) node of a weight, and by how many zero inputs its rows were padded.
 
         Args:
-            value: what a `MatMul` multiplies by, or a `Gather` looks up.
+            values: what a `MatMul` multiplies by, or a `Gather` looks up; the rows of several are joined.
         """
-        value = _behind_transpose(value)
-        name = str(value.name)
+        weights = [_behind_transpose(value) for value in values]
+        name = " ".join(str(value.name) for value in weights)
         if name not in self._made:
-            self._made[name] = self._make(value)
-            self._tick(name)
+            self._made[name] = self._make(weights)
+            for value in weights:
+                self._tick(str(value.name))
         return self._made[name]
 
-    def _make(self, value: ir.Value) -> tuple[ov.Node, int]:
-        node = value.producer()
-        if node is not None and node.op_type == "DequantizeLinear":
-            return self._integers(stored_codes(node))
-        if node is not None:  # a Cast that widens float16
-            half = node.inputs[0]
-            assert half is not None
-            array = _rows(half, value)
-            return op.convert(self._place(str(half.name), array, ov.Type.f16, array.shape), ov.Type.f32), 0
-        array = _rows(value, value)
-        return self._place(str(value.name), array, ov.Type.f32, array.shape), 0
+    def _make(self, values: Sequence[ir.Value]) -> tuple[ov.Node, int]:
+        nodes = [value.producer() for value in values]
+        if nodes[0] is not None and nodes[0].op_type == "DequantizeLinear":
+            return self._integers([stored_codes(node) for node in nodes if node is not None])
+        # A weight that is stored as float16 is behind the Cast that widens it.
+        stored = [node.inputs[0] if node is not None else value for node, value in zip(nodes, values, strict=True)]
+        array = np.concatenate([_rows(s, value) for s, value in zip(stored, values, strict=True) if s is not None])
+        dtype = ov.Type.f32 if nodes[0] is None else ov.Type.f16
+        constant = self._place(" ".join(str(value.name) for value in values), array, dtype, array.shape)
+        return (constant if nodes[0] is None else op.convert(constant, ov.Type.f32)), 0
 
-    def _integers(self, stored: StoredCodes) -> tuple[ov.Node, int]:
-        scheme, (rows, cols) = stored.scheme, stored.shape
-        width = scheme.group or cols
-        groups = scheme.groups(cols)
-        pad = groups * width - cols
-        codes = stored.codes()
-        if pad:  # inputs are padded with zeros, so the value of these codes does not matter
-            codes = np.pad(codes, ((0, 0), (0, pad)))
+    def _integers(self, pieces: Sequence[StoredCodes]) -> tuple[ov.Node, int]:
+        scheme, cols = pieces[0].scheme, pieces[0].shape[1]
+        rows = sum(piece.shape[0] for piece in pieces)
+        width, groups = scheme.group or cols, scheme.groups(cols)
+        padding = groups * width - cols
+        codes = np.concatenate([piece.codes() for piece in pieces])
+        if padding:  # inputs are padded with zeros, so the value of these codes does not matter
+            codes = np.pad(codes, ((0, 0), (0, padding)))
         shape = (rows, groups, width) if scheme.group else (rows, cols)
-        dtype = _TYPES[scheme.dtype, scheme.symmetric]
+        note, dtype = rows_note((p.name, p.shape[0]) for p in pieces), _TYPES[scheme.dtype, scheme.symmetric]
 
         def integers(suffix: str, array: NDArray[Any], shape: tuple[int, ...]) -> ov.Node:
             data = pack_nibbles(array) if scheme.bits == 4 else np.ascontiguousarray(array)
-            return op.convert(self._place(stored.name + suffix, data, dtype, shape), ov.Type.f16)
+            return op.convert(self._place(note + suffix, data, dtype, shape), ov.Type.f16)
 
         per_group = (*shape[:-1], 1)
         weight = integers(".codes", codes, shape)
         if not scheme.symmetric:
-            weight = op.subtract(weight, integers(".zero_points", stored.zero_points(), per_group))
-        scales = np.ascontiguousarray(stored.scales(), np.float16)
-        weight = op.multiply(weight, self._place(f"{stored.name}.scales", scales, ov.Type.f16, per_group))
+            zeros = np.concatenate([piece.zero_points() for piece in pieces])
+            weight = op.subtract(weight, integers(".zero_points", zeros, per_group))
+        scales = np.concatenate([piece.scales() for piece in pieces]).astype(np.float16)
+        weight = op.multiply(weight, self._place(f"{note}.scales", scales, ov.Type.f16, per_group))
         if scheme.group:
             weight = op.reshape(weight, np.array([rows, groups * width], np.int64), special_zero=False)
-        return op.convert(weight, ov.Type.f32), pad
+        return op.convert(weight, ov.Type.f32), padding
 
     def _place(self, name: str, data: NDArray[Any], dtype: ov.Type, shape: tuple[int, ...]) -> ov.Node:
         placed = self._store.add(name, data, ir.DataType.UINT8, (data.nbytes,))
