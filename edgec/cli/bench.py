@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from edgec.cli._console import json_option, print_json, print_table
+from edgec.errors import MissingRuntimeError
 
 if TYPE_CHECKING:
     from edgec.measure.latency import DecoderLatency
@@ -74,6 +75,12 @@ def _measure(artifact: Path, prompt_tokens: int, new_tokens: int, repeats: int, 
     reset_peak_rss()
     start = time.perf_counter()
     backend = backend_of(artifact)
+    if note := backend.not_run(artifact):
+        raise MissingRuntimeError(
+            f"there is nothing to time here: {note}",
+            where=str(artifact),
+            hint="time it on the device",
+        )
     session = backend.open_session(artifact, "generate", threads=threads, max_length=prompt_tokens + new_tokens)
     load_ms = 1e3 * (time.perf_counter() - start)
     latency = measure_decoder(session, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)

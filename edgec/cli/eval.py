@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgec.cli._console import json_option, print_json, print_table, progress
+from edgec.cli._console import json_option, print_json, print_table, progress, say
 from edgec.errors import require
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def command(
     With --source also its perplexity ratio, KL divergence and top-1 agreement against the checkpoint that it was built
     from; that needs the `build` extra.
     """
+    from edgec.backends.backend import backend_of
     from edgec.bundle.open import find_artifact, read_plan
     from edgec.evaluate.corpus import load_corpus
     from edgec.generate.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ def command(
     if source:
         require("onnx_ir", "build")
     artifact, plan = find_artifact(bundle), read_plan(bundle)
+    if note := backend_of(artifact).not_run(artifact):
+        say(f"note: {note}")
     corpus = load_corpus(
         eval_text or plan.verify.text,
         Tokenizer.from_directory(artifact),

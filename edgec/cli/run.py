@@ -66,6 +66,8 @@ def command(
     artifact = find_artifact(bundle)
     backend = backend_of(artifact)
     settings = backend.read_settings(artifact)
+    if note := backend.not_run(artifact):
+        say(f"note: {note}")
     tokenizer = Tokenizer.from_directory(artifact)
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
     context = settings.context_length

@@ -72,10 +72,10 @@ def remember(name: str, new: ov.Node, batch: ov.Node, beam_idx: ov.Output) -> tu
 
 
 def attend(q: ov.Node, k: ov.Node, v: ov.Node, mask: ov.Output, *, heads: int, scale: float, softcap: float) -> ov.Node:
-    """Return attention of q (batch, heads, sequence, dim) over k and v (batch, kv_heads, total, dim).
+    """Attend with q (batch, heads, sequence, dim) over k and v (batch, kv_heads, total, dim).
 
-    The mask (batch, 1, sequence, total) is added to the scores. The soft cap is 0, or c where scores become c * tanh(scores / c);
-    OpenVINO's attention has no such thing.
+    The mask (batch, 1, sequence, total) is added to the scores. The soft cap is 0, or c where scores become
+    c * tanh(scores / c); OpenVINO's attention has no such thing.
     """
     k, v = (_repeat(x, heads) for x in (k, v))
     if not softcap:

@@ -66,9 +66,10 @@ def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Val
 
 
 def _fused_attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
+    if node.attributes["softcap"].as_float():  # TensorRT's Attention has none
+        return _attention(w, node)
     q, present = _queries_and_cache(w, node)
-    attributes: dict[str, Any] = {name: node.attributes[name].as_float() for name in ("scale", "softcap")}
-    y = w.op("fused", "Attention", q, *present, node.inputs[3], **attributes)
+    y = w.op("fused", "Attention", q, *present, node.inputs[3], scale=node.attributes["scale"].as_float())
     return [_joined_heads(w, y), *present]
 
 

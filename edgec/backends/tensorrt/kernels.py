@@ -47,6 +47,8 @@ def _attention(operation: Operation, plan: Plan, target: Target) -> Kernel:
     apart = "MatMul, Softmax, MatMul"
     if plan.weights == "fp32":
         return Kernel(f"{apart}, float32", "TensorRT has no attention kernel for float32")
+    if operation.attention.softcap:
+        return Kernel(f"{apart}, float16", "TensorRT's attention has no soft cap: scores are written to memory")
     if AHEAD_OF_TIME not in target.runtimes:
         return Kernel(f"{apart}, float16, fused as far as the device's TensorRT does")
     return Kernel("Attention, float16")

@@ -7,6 +7,10 @@ from edgec.errors import PlanError
 from edgec.graph.tags import BLOCK, SOURCE
 
 _ADVICE = (
+    (
+        "cannot be imported into TensorRT",
+        "TensorRT takes signed integers only: choose a profile with `symmetric = true`",
+    ),
     ("zero point", "TensorRT takes symmetric integers only: choose a profile with `symmetric = true`"),
     ("INT4", "INT4 needs groups of 16 to 256 inputs, and a GPU of SM80 or later"),
     ("FP8", "fp8 needs a GPU of SM89 or later"),
@@ -18,8 +22,12 @@ _LINES = 3
 
 
 def note_nodes(model: ir.Model) -> dict[str, str]:
-    """Return for each node where it comes from: its block, and the checkpoint tensors that it reads."""
-    return {str(node.name): _origin(node) for node in model.graph}
+    """Return for each node and weight where it comes from: its block, and the checkpoint tensors that it reads."""
+    notes = {str(node.name): _origin(node) for node in model.graph}
+    for name, value in model.graph.initializers.items():
+        if SOURCE in value.metadata_props:
+            notes[name] = f"made from {value.metadata_props[SOURCE]}"
+    return notes
 
 
 def _origin(node: ir.Node) -> str:
@@ -44,7 +52,7 @@ def refusal(failure: Failure, sm: int, notes: dict[str, str]) -> PlanError:
     advice = next((advice for word, advice in _ADVICE if word.lower() in text.lower()), _ELSE)
     named = [failure.node] if failure.node in notes else [name for name in notes if name and name in text][:_LINES]
     where = "; ".join(f"{name} ({notes[name]})" for name in named) or failure.stage
-    subject = f"{failure.operator} node '{failure.node}'" if failure.node else "the graph"
+    subject = f"{failure.operator} node '{failure.node}'" if failure.node else f"'{named[0]}'" if named else "the graph"
     return PlanError(
         f"{failure.compiler} refuses {subject} for SM{sm} while it {failure.stage}s: {_summary(failure)}",
         where=where,
