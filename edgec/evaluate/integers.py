@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.graph.weights import Codes, stored_codes, weight_nodes
+from edgec.quantize.scheme import Scheme
 from edgec.report.model import Integers
 
 
@@ -41,21 +42,25 @@ def _digests(weights: Iterable[tuple[str, Codes]]) -> defaultdict[str, set[bytes
 
 
 def _digest(weight: Codes) -> bytes:
-    """Return what is the same for the same integers: backends may pad columns with zeros, and repeat a row's scale."""
+    """Return what is the same for the same integers: backends may pad columns with zeros, and write smaller blocks."""
     codes = weight.codes
     used = np.flatnonzero(codes.any(axis=0))
     codes = codes[:, : used[-1] + 1 if used.size else 0]
-    groups = -(-codes.shape[1] // (weight.scheme.group or weight.codes.shape[1]))
+    blocks = -(-codes.shape[1] // _BLOCK)
     state = blake2b(f"{weight.scheme.dtype} {weight.global_scale}".encode())
-    for array in (codes, _per_group(weight.scales, groups), _per_group(weight.zero_points, groups)):
+    for array in (codes, *(_per_block(a, weight.scheme, blocks) for a in (weight.scales, weight.zero_points))):
         if array is not None:
             state.update(f"{array.dtype}{array.shape}".encode())
             state.update(np.ascontiguousarray(array).data)
     return state.digest()
 
 
-def _per_group(array: NDArray[np.generic] | None, groups: int) -> NDArray[np.generic] | None:
+# Every group consists of whole blocks of this size.
+_BLOCK = 16
+
+
+def _per_block(array: NDArray[np.generic] | None, scheme: Scheme, blocks: int) -> NDArray[np.generic] | None:
+    """Return scales or zero points (rows, groups) as (rows, blocks)."""
     if array is None:
         return None
-    array = array[:, :groups]
-    return array[:, :1] if (array == array[:, :1]).all() else array
+    return np.repeat(array, blocks if scheme.group is None else scheme.group // _BLOCK, axis=1)[:, :blocks]

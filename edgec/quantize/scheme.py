@@ -1,5 +1,6 @@
 """How the numbers of one weight matrix are stored."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -51,6 +52,14 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def high(self) -> int:
         """The highest integer."""
         return self.low + (1 << self.bits) - 1
+
+    def whole_block(self, cols: int, smallest: int = 16) -> int | None:
+        """Return the largest block that both the group and `cols` consist of, at least `smallest`; None without one.
+
+        A group that does not divide the inputs is whole blocks with a scale that repeats.
+        """
+        block = math.gcd(self.group or 0, cols)
+        return block if self.group is not None and block >= smallest else None
 
     def groups(self, cols: int) -> int:
         """Return how many groups a row of `cols` inputs has; the last one may be ragged."""

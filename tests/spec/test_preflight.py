@@ -103,7 +103,6 @@ def test_weights_read_for_a_token_are_those_in_the_file(llama, tmp_path):
 @pytest.mark.parametrize(
     ("target", "backend", "weights", "reason"),
     [
-        ("rtx-4060", None, {"group_size": 256}, "groups of 256 do not divide 128 inputs"),
         ("rtx-4060", None, {"dtype": "int8", "group_size": 32}, "INT8 in groups does not fuse"),
         ("x86-avx2", "openvino", {}, "need VNNI"),
         ("x86-avx512-vnni", "openvino", {"group_size": 16}, "groups of whole 32s"),
@@ -119,8 +118,17 @@ def test_a_fallback_is_told_and_can_be_refused(target, backend, weights, reason,
     refuse_fallbacks(Planned(llama, "rtx-4060").kernels)
 
 
+def test_a_group_that_does_not_divide_is_smaller_blocks_or_a_fallback(llama, tmp_path):
+    assert Planned(llama, "rtx-4060", group_size=256).kernels.fallbacks == ()  # blocks of 128, scales repeated
+    save_random("llama", tmp_path / "odd", hidden_size=128, intermediate_size=200)
+    fallbacks = Planned(tmp_path / "odd", "rtx-4060").kernels.fallbacks
+    assert {row.operation for row in fallbacks} == {"down 200 x 128"}
+    assert "groups of 32 do not divide 200 inputs" in fallbacks[0].fallback
+
+
 def test_a_fallback_costs_what_it_reads_more(llama):
-    fused, widened = Planned(llama, "rtx-4060"), Planned(llama, "rtx-4060", group_size=256)
+    fused = Planned(llama, "rtx-4060", dtype="int8", group_size="channel")
+    widened = Planned(llama, "rtx-4060", dtype="int8", group_size=32)
     extra = sum(row.fallback_bytes for row in widened.kernels.fallbacks)
     assert extra > 0
     assert widened.kernels.bytes_per_token > fused.kernels.bytes_per_token

@@ -13,6 +13,11 @@ _ACTIVATION_GROUP = 32
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 
 
+def whole_block(scheme: Scheme, cols: int) -> int | None:
+    """Return the blocks in which integers are written, where smaller ones than the groups avoid padding."""
+    return scheme.whole_block(cols, smallest=_ACTIVATION_GROUP)
+
+
 def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     """Return the kernel of one operation."""
     storage = operation.storage
@@ -50,7 +55,8 @@ def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
     if not _VNNI & set(target.isa):
         reason = "int8 activations need VNNI: this CPU keeps them in floating point"
         return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)
-    if storage.group is not None and storage.group % _ACTIVATION_GROUP:
+    block = whole_block(storage, operation.size[0]) or storage.group
+    if block is not None and block % _ACTIVATION_GROUP:
         reason = f"int8 activations need groups of whole {_ACTIVATION_GROUP}s: they stay in floating point"
         return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)
     return Kernel(f"{kernel}, int8 activations in groups of {_ACTIVATION_GROUP}")

@@ -15,6 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
+from edgec.backends.openvino.kernels import whole_block
 from edgec.graph.rows import rows_note
 from edgec.graph.store import Store, pack_nibbles
 from edgec.graph.weights import StoredCodes, stored_codes
@@ -71,7 +72,9 @@ class Weights:
     def _integers(self, pieces: Sequence[StoredCodes]) -> tuple[ov.Node, int]:
         scheme, cols = pieces[0].scheme, pieces[0].shape[1]
         rows = sum(piece.shape[0] for piece in pieces)
-        width, groups = scheme.group or cols, scheme.groups(cols)
+        width = whole_block(scheme, cols) or scheme.group or cols
+        groups = -(-cols // width)
+        repeat = (scheme.group or cols) // width
         padding = groups * width - cols
         codes = np.concatenate([piece.codes() for piece in pieces])
         if padding:  # inputs are padded with zeros, so the value of these codes does not matter
@@ -86,9 +89,9 @@ class Weights:
         per_group = (*shape[:-1], 1)
         weight = integers(".codes", codes, shape)
         if not scheme.symmetric:
-            zeros = np.concatenate([piece.zero_points() for piece in pieces])
+            zeros = np.repeat(np.concatenate([p.zero_points() for p in pieces]), repeat, axis=1)[:, :groups]
             weight = op.subtract(weight, integers(".zero_points", zeros, per_group))
-        scales = np.concatenate([piece.scales() for piece in pieces]).astype(np.float16)
+        scales = np.repeat(np.concatenate([p.scales() for p in pieces]), repeat, axis=1)[:, :groups].astype(np.float16)
         weight = op.multiply(weight, self._place(f"{note}.scales", scales, ov.Type.f16, per_group))
         if scheme.group:
             weight = op.reshape(weight, np.array([rows, groups * width], np.int64), special_zero=False)

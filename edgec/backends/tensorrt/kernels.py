@@ -19,10 +19,12 @@ _WIDENED = "the whole weight is widened to float16 in a kernel of its own"
 def block_size(scheme: Scheme, cols: int) -> int | None:
     """Return the blocks in which integers are written; None for one scale per output.
 
-    TensorRT fuses blocked INT4 and not INT4 with one scale per output, whose scales are repeated for blocks.
+    TensorRT fuses whole blocks only, and not INT4 with one scale per output: scales are repeated for smaller blocks.
     """
-    if scheme.dtype != "int4" or scheme.group is not None:
-        return scheme.group
+    if scheme.group is not None:
+        return scheme.whole_block(cols) or scheme.group
+    if scheme.dtype != "int4":
+        return None
     return next((size for size in _CHANNEL_BLOCKS if cols % size == 0), None)
 
 

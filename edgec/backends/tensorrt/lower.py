@@ -98,7 +98,7 @@ def _half_scales(graph: ir.Graph, stored: StoredCodes, groups: int | None, half:
         scales = stored.scales().astype(_numpy(half))
         if groups is None:
             return np.ascontiguousarray(scales[:, 0])
-        whole = np.repeat(scales, groups // scales.shape[1], axis=1)
+        whole = np.repeat(scales, -(-groups // scales.shape[1]), axis=1)[:, :groups]
         return np.ascontiguousarray(whole.T if stored.transposed else whole)
 
     shape = (rows,) if groups is None else (rows, groups)

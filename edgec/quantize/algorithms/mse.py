@@ -4,7 +4,7 @@ The error of a group is the sum over its inputs of E[input^2] (weight - dequanti
 square of the output, on average over the calibration text, where inputs are not correlated. Without statistics the
 square of the weight takes the place of E[input^2], so that clipping large weights is dear.
 
-A dozen ranges are tried, from clipping the largest weight to leaving codes unused. Each gives codes; the scale is then
+A few ranges are tried, from clipping the largest weights to leaving codes unused. Each gives codes; the scale is then
 fitted to the codes by least squares and rounded to float16. Rounding to nearest is among them, and wins ties.
 
 Source: Banner et al. 2019, Post-training 4-bit quantization of convolutional networks (arXiv:1810.05723), for clipping;
@@ -24,61 +24,53 @@ from edgec.quantize.tensor import QuantizedTensor, as_float16
 
 NEEDS_STATS = True
 
-# Ranges of codes in which the weights of a group lie, over the range that there is.
-_RANGES = tuple(1 + step / 32 for step in range(-6, 6))
+# The range of a group's weights, over the range that its codes cover: above 1, the largest weights are clipped.
+_RANGES = (0.95, 1.05, 1.15, 1.25, 1.35, 1.45)
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> QuantizedTensor:
     """Quantize `weight` (rows = out, cols = in), float32 and finite, to integers.
 
-    Groups of zeros, ragged groups and threads are as for `rtn`; where an error is 0 or beyond float32, so is the result.
+    Groups of zeros, ragged groups and threads are as for `rtn`; so is a group whose error float32 cannot hold.
     """
     root = None if stats is None else torch.sqrt(stats.importance / stats.importance.max().clamp(min=_TINY))
     return by_pieces(weight, scheme, partial(_quantize_rows, root=root, scheme=scheme))
 
 
-_TINY = torch.finfo(torch.float32).tiny
-
-
 def _quantize_rows(weight: torch.Tensor, root: torch.Tensor | None, scheme: Scheme) -> Rows:
-    # The weights of a group lie along the first axis: sums over it run over contiguous memory.
+    rows, cols = weight.shape
+    # The inputs of a group lie along the first axis, so that sums over them run over contiguous memory.
     x = _by_input(weight, scheme)
-    root = x.abs() if root is None else _by_input(root[None], scheme).expand_as(x).contiguous()
-    width, rows, groups = x.shape
-    x, root = x.view(width, -1), root.view(width, -1)
+    root = x.abs() if root is None else _by_input(root.expand(rows, cols), scheme)
     top, bottom = x.amax(0).clamp(min=0), x.amin(0).clamp(max=0)
     scale, zero = covering(top, bottom, scheme)
-    best = _error(x, root, _codes(x, scale, zero, scheme), scale)
+    lowest = _error(x, root, _codes(x, scale, zero, scheme), scale)
     for start, shift in _candidates(top, bottom, scheme):
         fitted, error = _fit(x, root, _codes(x, start, shift, scheme), start)
-        better = error < best
-        best = torch.where(better, error, best)
+        better = error < lowest
+        lowest = torch.where(better, error, lowest)
         scale, zero = torch.where(better, fitted, scale), torch.where(better, shift, zero)
     codes = torch.round(x / scale).add_(zero).clamp_(scheme.low, scheme.high)
-    codes = codes.view(width, rows, groups).permute(1, 2, 0).reshape(rows, -1)
-    return codes[:, : weight.shape[1]], scale.view(rows, groups), zero.view(rows, groups)
+    return codes.t().reshape(rows, -1)[:, :cols], scale.view(rows, -1), zero.view(rows, -1)
 
 
 def _by_input(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Return (rows, cols) as (width, rows, groups), padded with zeros, which have no error."""
+    """Return (rows, cols) as (width, rows * groups), padded with zeros, which have no error."""
     rows, cols = weight.shape
     groups, width = scheme.groups(cols), scheme.group or cols
     padded = torch.nn.functional.pad(weight, (0, groups * width - cols))
-    return padded.view(rows, groups, width).permute(2, 0, 1).contiguous()
+    return padded.reshape(rows * groups, width).t().contiguous()
 
 
-def _candidates(
-    top: torch.Tensor, bottom: torch.Tensor, scheme: Scheme
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield scales and zero points."""
+def _candidates(top: torch.Tensor, bottom: torch.Tensor, scheme: Scheme) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield scales and zero points; codes cover the middle of the range."""
     steps = scheme.high - scheme.low
     wide = 2 * torch.maximum(top, -bottom) if scheme.symmetric else top - bottom
     for share in _RANGES:
         scale = as_float16(wide / (steps * share))
-        if scheme.symmetric:
-            yield scale, torch.zeros_like(scale)
-        else:
-            yield scale, torch.round(steps / 2 - (top + bottom) / (2 * scale)).clamp(0, steps)
+        centred = torch.round(steps / 2 - (top + bottom) / (2 * scale)).clamp(0, steps)
+        yield scale, torch.zeros_like(scale) if scheme.symmetric else centred
 
 
 def _codes(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -94,13 +86,11 @@ def _fit(
     residual = torch.addcmul(x, codes, scale, value=-1).mul_(root)
     codes = codes.mul_(root)
     slope, curvature = (residual * codes).sum(0), (codes * codes).sum(0)
-    best = torch.where(curvature > 0, scale + slope / curvature, scale)
-    fitted = as_float16(best)
+    fitted = as_float16(torch.where(curvature > 0, scale + slope / curvature, scale))
     # From the residual, which is small: the squares of the weights themselves would cancel.
     change = fitted - scale
-    return fitted, (residual * residual).sum(0) - change * (2 * slope - change * curvature)
+    return fitted, residual.square_().sum(0) - change * (2 * slope - change * curvature)
 
 
 def _error(x: torch.Tensor, root: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    residual = torch.addcmul(x, codes, scale, value=-1).mul_(root)
-    return (residual * residual).sum(0)
+    return torch.addcmul(x, codes, scale, value=-1).mul_(root).square_().sum(0)

@@ -29,7 +29,9 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
             return by_pieces(weight, scheme, lambda rows: (*fp8.quantize_rows(rows), None))
         case "nvfp4":
             scale_of_all = nvfp4.global_scale(weight)
-            return by_pieces(weight, scheme, lambda rows: (*nvfp4.quantize_rows(rows, scale_of_all), None), scale_of_all)
+            return by_pieces(
+                weight, scheme, lambda rows: (*nvfp4.quantize_rows(rows, scale_of_all), None), scale_of_all
+            )
         case _:
             return by_pieces(weight, scheme, partial(_quantize_rows, scheme=scheme))
 
