@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-memory docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ test-core:  ## the core alone, in an environment of its own: size, imports, comm
 
 bench-builder:  ## build time, memory and speed beside onnxruntime-genai's model builder
 	bash bench/builder/run.sh $(PYTHON)
+
+bench-openvino:  ## build time, memory, speed and perplexity beside optimum-intel; TEXT is a file to measure on
+	bash bench/openvino/run.sh $(PYTHON) $(TEXT)
 
 bench-memory: $(STAMP)  ## peak memory of building a random 1.5 B-parameter model
 	$(BIN)/python bench/memory/run.py

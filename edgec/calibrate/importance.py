@@ -1,6 +1,6 @@
 """Measure how much flows into each input of each matrix, with one block of weights in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,20 @@ def measure_importance(
     Raises:
         CheckpointError: the model computes something that is not finite.
     """
-    *body, head = cut(model)
-    recorder = _Recorder([*map(_watched, body), _trimmed(_watched(head))], folder, threads)
+    recorder = _Recorder(cut(model), folder, threads)
     recorder.run(windows, tick)
     return recorder.stats
 
 
 class _Recorder(Streamed):
-    """Keeps the mean square of what each weight is multiplied with."""
+    """Keeps the statistics of what each weight is multiplied with, and stops before the output matrix."""
 
     def __init__(self, blocks: Sequence[Block], folder: Path, threads: int) -> None:
-        super().__init__(blocks, folder, threads)
+        self.multiplied = {block.name: _multiplied(block) for block in blocks}
         self.stats: dict[str, Stats] = {}
+        *body, head = blocks
+        watched = [_giving(block, [*block.model.graph.outputs, *self.multiplied[block.name].values()]) for block in body]
+        super().__init__([*watched, _giving(head, self.multiplied[head.name].values())], folder, threads)
 
     def run(self, windows: NDArray[np.int64], tick: Callable[[str], object]) -> None:
         head = self.blocks[-1]
@@ -65,30 +67,39 @@ class _Recorder(Streamed):
 
     def _run(self, block: Block, values: dict[str, Array]) -> dict[str, Array]:
         made = super()._run(block, values)
-        multiplied = {weight: str(value.name) for weight, value in _multiplied(block)}
+        multiplied = {weight: str(value.name) for weight, value in self.multiplied[block.name].items()}
         found = {name: _stats(made[name] if name in made else values[name], block) for name in set(multiplied.values())}
         self.stats.update({weight: found[name] for weight, name in multiplied.items()})
         return made
 
 
-def _multiplied(block: Block) -> Iterator[tuple[str, ir.Value]]:
-    """Yield the weight of each matrix product of a block, and what it is multiplied with."""
+def _multiplied(block: Block) -> dict[str, ir.Value]:
+    """Return what each weight of a block is multiplied with, by the name of the weight."""
+    found = {}
     for node in block.model.graph:
         if node.op_type == "MatMul":
             x, matrix = node.inputs
-            assert x is not None and matrix is not None
-            turn = matrix.producer()
+            turn = None if matrix is None else matrix.producer()
             weight = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else matrix
-            if weight is not None and weight.name in block.weights:
-                yield str(weight.name), x
+            if x is not None and weight is not None and weight.name in block.weights:
+                found[str(weight.name)] = x
+    return found
 
 
-def _watched(block: Block) -> Block:
-    """Return `block` with what its weights are multiplied with among its outputs."""
+def _giving(block: Block, values: Iterable[ir.Value]) -> Block:
+    """Return `block` with other outputs, and with no more inputs and weights than they need."""
     graph = block.model.graph
-    made = {str(x.name): x for _, x in _multiplied(block) if not x.is_graph_input() and x not in graph.outputs}
-    graph.outputs.extend(made.values())
-    return replace(block, outputs=(*block.outputs, *made))
+    outputs = [value for value in dict.fromkeys(values) if value not in graph.inputs]
+    graph.outputs[:] = outputs
+    sweep(graph)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    needed = {str(value.name) for value in graph.inputs}
+    return replace(
+        block,
+        inputs=tuple(name for name in block.inputs if name in needed),
+        weights={name: tensor for name, tensor in block.weights.items() if name in needed},
+        outputs=tuple(str(value.name) for value in outputs),
+    )
 
 
 def _stats(x: Array, block: Block) -> Stats:
