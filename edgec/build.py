@@ -15,24 +15,28 @@ from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
 from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest
 from edgec.bundle.stage import staged
+from edgec.calibrate.importance import measure_importance
+from edgec.calibrate.stats import Stats
 from edgec.checkpoint.model import Checkpoint, read_finite
-from edgec.evaluate.corpus import Corpus
+from edgec.errors import UsageError
+from edgec.evaluate.corpus import Corpus, load_corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
 from edgec.evaluate.verify import blame, broken_bounds, check_exact, compare
 from edgec.frontends.architecture import Decoder
 from edgec.frontends.decoder import emit
+from edgec.generate.tokenizer import Tokenizer
 from edgec.graph.blocks import cut
 from edgec.graph.store import Store
 from edgec.graph.weights import Kind
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.latency import DecoderLatency, measure_decoder
-from edgec.measure.memory import peak_rss_bytes
-from edgec.quantize.weights import quantize_weights
+from edgec.measure.memory import peak_rss_bytes, peak_rss_of_children_bytes
+from edgec.quantize.weights import needs_stats, quantize_weights
 from edgec.report.model import EvaluationText, Report, Stage, Verification
 from edgec.report.page import page
 from edgec.spec.operation import Storage
-from edgec.spec.plan import Plan, encode_plan
+from edgec.spec.plan import CalibrationText, Plan, encode_plan
 from edgec.spec.target import Target
 
 Tick = Callable[[str], object]
@@ -69,8 +73,10 @@ def build(
         The report, also when its verification failed: the bundle is then written too, for a look at it.
 
     Raises:
-        EdgecError: the checkpoint is refused, or the output cannot be written.
+        EdgecError: the checkpoint is refused, the output cannot be written, or the texts of calibration and evaluation
+            are the same.
     """
+    calibration = _calibration(plan, corpus)
     stages: list[Stage] = []
     backend = get_backend(plan.backend)
     with _no_collection(), staged(out) as folder:
@@ -80,9 +86,13 @@ def build(
         with _stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
             source = _emit(decoder, checkpoint, plan)
+        stats: dict[str, Stats] = {}
+        if calibration is not None:
+            with _stage(stages, "calibrate"):
+                stats = _calibrate(source, tokenizer_files, calibration, scratch, say)
         with _stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
             tick = say("quantize", _count_weights(decoder))
-            canonical = quantize_weights(_emit(decoder, checkpoint, plan), _choice(plan), store, tick)
+            canonical = quantize_weights(_emit(decoder, checkpoint, plan), _choice(plan), store, tick, stats)
         with _stage(stages, "compile"):
             tick = say("compile", 0)
             job = Job(canonical, decoder, plan, target, checkpoint.config, tokenizer_files)
@@ -132,7 +142,7 @@ def _no_collection() -> Iterator[None]:
 def _stage(stages: list[Stage], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    stages.append(Stage(name, time.perf_counter() - start, peak_rss_bytes()))
+    stages.append(Stage(name, time.perf_counter() - start, max(peak_rss_bytes(), peak_rss_of_children_bytes())))
 
 
 def _emit(decoder: Decoder, checkpoint: Checkpoint, plan: Plan) -> ir.Model:
@@ -142,6 +152,27 @@ def _emit(decoder: Decoder, checkpoint: Checkpoint, plan: Plan) -> ir.Model:
 def _count_weights(decoder: Decoder) -> int:
     per_layer = sum(7 if layer.mlp.gate else 6 for layer in decoder.layers)
     return per_layer + (1 if decoder.tied else 2)
+
+
+def _calibration(plan: Plan, corpus: Corpus | None) -> CalibrationText | None:
+    """Return the text to calibrate on, None where algorithms look at weights alone."""
+    if plan.calibration is None or not (needs_stats(plan.weights) or needs_stats(plan.embedding)):
+        return None
+    if corpus is not None and plan.calibration.sha256 == corpus.sha256:
+        raise UsageError(
+            "the text of calibration is the one that quality is measured on",
+            where=plan.calibration.text,
+            hint="measure on another text, with --eval-text",
+        )
+    return plan.calibration
+
+
+def _calibrate(
+    source: ir.Model, tokenizer_files: dict[str, bytes], text: CalibrationText, scratch: Path, say: Say
+) -> dict[str, Stats]:
+    tokenizer = Tokenizer.from_files(tokenizer_files)
+    corpus = load_corpus(text.text, tokenizer, tokens=text.tokens, window=text.window, purpose="calibration")
+    return measure_importance(source, corpus.windows, scratch, say("calibrate", 0))
 
 
 def _choice(plan: Plan) -> Callable[[ir.Value, Kind], Storage]:
@@ -187,9 +218,9 @@ def _text(corpus: Corpus | None) -> EvaluationText | None:
 def _measure(backend: Backend, artifact: Path, plan: Plan, say: Say) -> DecoderLatency:
     say("measure", 0)
     length = min(plan.context_length, _LATENCY["prompt_tokens"] + _LATENCY["new_tokens"])
-    prompt = length - _LATENCY["new_tokens"]
+    new = min(_LATENCY["new_tokens"], length // 2)
     session = backend.open_session(artifact, "generate", max_length=length)
-    return measure_decoder(session, **{**_LATENCY, "prompt_tokens": prompt})
+    return measure_decoder(session, **{**_LATENCY, "prompt_tokens": length - new, "new_tokens": new})
 
 
 def _remove_scratch(scratch: Path) -> None:

@@ -7,7 +7,6 @@ text=${2:+$(realpath "$2")}
 cd "$(dirname "$0")/../.."
 peer=bench/.work/peer-openvino
 make --no-print-directory .venv/.installed PYTHON="$python"
-.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[openvino]'
 if [ ! -e $peer/.installed ]; then
     "$python" -m venv $peer
     $peer/bin/pip install --quiet -r bench/openvino/peer-requirements.txt

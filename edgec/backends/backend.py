@@ -59,6 +59,7 @@ class Limits:
         cache_bytes: kind of key-value cache -> bytes of one number in it, scales included.
         weights: how it takes weights; a target may have kernels for more, in another backend.
         zero_points: whether it takes asymmetric integers.
+        accuracy_levels: of `Runtime.accuracy_level`, those that it can follow.
     """
 
     scale_bytes: int
@@ -66,6 +67,7 @@ class Limits:
     cache_bytes: Mapping[str, float]
     weights: frozenset[str] = frozenset({"fp32", "fp16", "int8", "int4"})
     zero_points: bool = True
+    accuracy_levels: frozenset[int] = frozenset({0, 1, 2, 3, 4})
 
 
 class Settings(Protocol):

@@ -1,5 +1,6 @@
 """What every backend's running decoder looks like to generation, evaluation and measurement."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +46,18 @@ class Session(Protocol):
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
         ...
+
+
+PROMPT = 512
+"""A longer prompt is run in pieces of so many tokens: what attention keeps of a piece does not grow with its square."""
+
+
+def in_pieces(
+    run: Callable[[NDArray[np.int64]], NDArray[np.float32]], input_ids: NDArray[np.int64], *, last_only: bool
+) -> NDArray[np.float32]:
+    """Run tokens (batch, new) piece by piece; return the logits of all, or those of the last piece."""
+    pieces = [run(input_ids[:, start : start + PROMPT]) for start in range(0, input_ids.shape[1], PROMPT)]
+    return pieces[-1] if last_only or len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
 
 def check_length(max_length: int | None, context: int, artifact: Path) -> int:

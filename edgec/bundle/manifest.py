@@ -14,8 +14,10 @@ REPORT = "report.json"
 REPORT_PAGE = "report.md"
 ARTIFACT = "artifact"
 
-# Measurements differ from run to run, so they are listed apart and are no part of the content's hash.
-_EVIDENCE = (REPORT, REPORT_PAGE)
+# Measurements differ from run to run, engines in numbers that their compiler gives: they are listed apart, and are
+# no part of the content's hash.
+_EVIDENCE = (REPORT, REPORT_PAGE, f"{ARTIFACT}/tensorrt.json")
+_ENGINE = ".engine"
 _FORMAT = 1
 
 
@@ -40,7 +42,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         source: checkpoint file -> sha256.
         versions: package -> version that took part in writing the content.
         content: file -> hash, for everything that two builds of the same inputs make equal.
-        evidence: the same for reports, which hold measurements.
+        evidence: the same for reports, which hold measurements, and for engines.
     """
 
     format: int
@@ -55,8 +57,8 @@ def make_manifest(folder: Path, source: dict[str, str], versions: dict[str, str]
     """Hash every file in `folder` but the manifest itself."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {name: File.of(folder / name) for name in names if name != MANIFEST}
-    content = {name: file for name, file in files.items() if name not in _EVIDENCE}
-    evidence = {name: file for name, file in files.items() if name in _EVIDENCE}
+    evidence = {name: file for name, file in files.items() if name in _EVIDENCE or name.endswith(_ENGINE)}
+    content = {name: file for name, file in files.items() if name not in evidence}
     return Manifest(_FORMAT, _content_hash(content), source, versions, content, evidence)
 
 

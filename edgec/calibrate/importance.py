@@ -56,7 +56,9 @@ class _Recorder(Streamed):
         self.multiplied = {block.name: _multiplied(block) for block in blocks}
         self.stats: dict[str, Stats] = {}
         *body, head = blocks
-        watched = [_giving(block, [*block.model.graph.outputs, *self.multiplied[block.name].values()]) for block in body]
+        watched = [
+            _giving(block, [*block.model.graph.outputs, *self.multiplied[block.name].values()]) for block in body
+        ]
         super().__init__([*watched, _giving(head, self.multiplied[head.name].values())], folder, threads)
 
     def run(self, windows: NDArray[np.int64], tick: Callable[[str], object]) -> None:
@@ -105,7 +107,8 @@ def _giving(block: Block, values: Iterable[ir.Value]) -> Block:
 def _stats(x: Array, block: Block) -> Stats:
     """Return the statistics of x (windows, tokens, cols)."""
     total = sum(np.square(window, dtype=np.float64).sum(0) for window in x)
-    importance = (total / (x.shape[0] * x.shape[1])).astype(np.float32)
+    with np.errstate(over="ignore"):
+        importance = (total / (x.shape[0] * x.shape[1])).astype(np.float32)
     if not np.isfinite(importance).all():
         raise CheckpointError("the model computes numbers that are not finite", where=block.name)
     return Stats(torch.from_numpy(importance))

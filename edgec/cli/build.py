@@ -12,7 +12,7 @@ from edgec.errors import RegressionError, require
 
 if TYPE_CHECKING:
     from edgec.evaluate.corpus import Corpus
-    from edgec.report.model import Report
+    from edgec.report.model import Integers, Report
     from edgec.spec.plan import Plan
 
 
@@ -86,6 +86,16 @@ def _corpus(tokenizer_files: dict[str, bytes], plan: "Plan", text: Path | None) 
     return load_corpus(text or plan.verify.text, tokenizer, tokens=plan.verify.tokens, window=window)
 
 
+def _integers(found: "Integers") -> str:
+    if found.different:
+        return f"{len(found.different)} of {found.weights} weights differ from the canonical graph"
+    return (
+        f"{found.weights} weights as in the canonical graph, bit for bit"
+        if found.weights
+        else "no weights are integers"
+    )
+
+
 def _show(plan: "Plan", report: "Report") -> None:
     from edgec.report.page import describe_storage
 
@@ -105,7 +115,7 @@ def _show(plan: "Plan", report: "Report") -> None:
         perplexity = f"{shipped.reference_perplexity:.3f} -> {shipped.test_perplexity:.3f}"
         ratio = f"{shipped.perplexity_ratio:.4f} +- {shipped.perplexity_ratio_se:.4f}"
         rows += [
-            ("integers", f"{report.verification.integers.weights} weights as in the canonical graph, bit for bit"),
+            ("integers", _integers(report.verification.integers)),
             ("exact mode", f"logits within {exact.max_error:.1e} of the canonical graph"),
             ("perplexity", f"{perplexity}, ratio {ratio}"),
             ("KL divergence", f"{shipped.mean_kl:.5f} +- {shipped.mean_kl_se:.5f} nats"),

@@ -93,11 +93,17 @@ def _plan_rows(plan: "Plan", name: str) -> list[tuple[str, str]]:
         ("profile", plan.profile),
         ("layers", describe_storage(plan.weights)),
         ("embedding, output matrix", describe_storage(plan.embedding)),
-        ("activations", _ACTIVATIONS[plan.accuracy_level] if plan.backend != "tensorrt" else "float16"),
+        ("activations", _activations(plan)),
         ("context", f"{plan.context_length} tokens"),
         ("bounds", bounds),
         ("plan", plan.sha256()),
     ]
+
+
+def _activations(plan: "Plan") -> str:
+    if plan.backend == "tensorrt":
+        return "float32" if plan.weights == "fp32" else "float16, with a float32 residual stream"
+    return _ACTIVATIONS[plan.accuracy_level]
 
 
 def _memory_rows(plan: "Plan", target: "Target") -> list[tuple[str, str]]:

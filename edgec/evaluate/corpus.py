@@ -1,7 +1,8 @@
-"""Text for measuring quality, cut into windows of tokens."""
+"""Text for measuring quality and for calibration, cut into windows of tokens."""
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,6 +13,8 @@ from edgec.generate.tokenizer import Tokenizer
 
 PYTHON_DOCS = "python-docs"
 """English prose and examples; the text, and so its sha256, is that of the Python version."""
+
+Purpose = Literal["evaluation", "calibration"]
 
 # Text beyond this is not even tokenised; ordinary text has about 4 characters for each token.
 _CHARACTERS_PER_TOKEN = 64
@@ -31,9 +34,12 @@ class Corpus(msgspec.Struct, frozen=True):
     windows: NDArray[np.int64]
 
 
-def load_corpus(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: int) -> Corpus:
-    """Cut the first tokens of a UTF-8 text into windows that do not overlap.
+def load_corpus(
+    text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: int, purpose: Purpose = "evaluation"
+) -> Corpus:
+    """Cut a UTF-8 text into windows that do not overlap.
 
+    Windows for evaluation are the first ones, one after the other; those for calibration lie far apart, for variety.
     A tokenizer that marks the beginning of a text does so for each window.
 
     Args:
@@ -41,6 +47,7 @@ def load_corpus(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: 
         tokenizer: the model's.
         tokens: how many tokens, at most; what does not fill a window is left out.
         window: tokens in a window, its mark included.
+        purpose: of "python-docs", evaluation and calibration see different parts.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8, or is shorter than a window.
@@ -50,7 +57,7 @@ def load_corpus(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: 
     window = min(window, tokens)
     if window < 2:
         raise UsageError(f"a window of {window} tokens predicts nothing", hint="use at least 2")
-    content = _python_docs() if text == PYTHON_DOCS else _read(Path(text))
+    content = read_text(text, purpose)
     try:
         characters = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -65,18 +72,32 @@ def load_corpus(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: 
             where=str(text),
             hint="give a longer text, or a smaller window",
         )
-    rows = [start + ids[i * step : (i + 1) * step] for i in range(count)]
+    stride = step if purpose == "evaluation" else len(ids) // count
+    rows = [start + ids[i * stride : i * stride + step] for i in range(count)]
     return Corpus(Path(text).name, hashlib.sha256(content).hexdigest(), np.array(rows, np.int64))
 
 
-def _read(path: Path) -> bytes:
+def read_text(text: Path | str, purpose: Purpose = "evaluation") -> bytes:
+    """Return the bytes of a file, or of the part of "python-docs" that serves a purpose.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if text == PYTHON_DOCS:
+        return _python_docs(purpose)
     try:
-        return path.read_bytes()
+        return Path(text).read_bytes()
     except OSError as error:
-        raise UsageError(f"the text cannot be read: {error.strerror}", where=str(path)) from error
+        raise UsageError(f"the text cannot be read: {error.strerror}", where=str(text)) from error
 
 
-def _python_docs() -> bytes:
+def _python_docs(purpose: Purpose) -> bytes:
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    # The last fifth, by name, is for calibration, without what it repeats of the rest.
+    evaluation = "\n\n".join(topics[name] for name in sorted(topics) if name < "t")
+    if purpose == "evaluation":
+        return evaluation.encode()
+    seen = set(evaluation.split("\n\n"))
+    last = "\n\n".join(topics[name] for name in sorted(topics) if name >= "t")
+    return "\n\n".join(paragraph for paragraph in last.split("\n\n") if paragraph not in seen).encode()

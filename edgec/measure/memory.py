@@ -18,6 +18,11 @@ def peak_rss_bytes() -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 
+def peak_rss_of_children_bytes() -> int:
+    """Return the most memory that was resident in one of the child processes that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _KIB
+
+
 def reset_peak_rss() -> bool:
     """Begin a new peak; return whether the kernel let us.
 

@@ -17,7 +17,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     16 with E4M3 scales, and a float32 scale for the whole matrix.
 
     Raises:
-        ValueError: fp8 or nvfp4 with other groups, or asymmetric.
+        ValueError: fp8 or nvfp4 with other groups, asymmetric, or not rounded to nearest.
 
     Source: `edgec.quantize.floats` and `edgec.quantize.nvfp4` for the floats.
     """
@@ -34,6 +34,8 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"nvfp4 weights have groups of {NVFP4_GROUP}: group_size = {NVFP4_GROUP}")
         if self.is_float and not self.symmetric:
             raise ValueError(f"{self.dtype} weights have no zero points: symmetric = true")
+        if self.is_float and self.algorithm != "rtn":
+            raise ValueError(f'{self.dtype} weights are rounded to nearest: algorithm = "rtn"')
 
     @property
     def is_float(self) -> bool:

@@ -1,9 +1,10 @@
 """The pass that quantizes the weights of a canonical graph, one at a time, into a file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import TypeVar
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,12 +14,26 @@ from edgec.graph.store import Store
 from edgec.graph.weights import Codes, Kind, float_weights, load, replace_by_codes, replace_by_half
 from edgec.quantize.scheme import Scheme
 
+if TYPE_CHECKING:
+    from edgec.calibrate.stats import Stats
+
 T = TypeVar("T")
 R = TypeVar("R")
 Choose = Callable[[ir.Value, Kind], Scheme | str]
 
 
-def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callable[[str], object]) -> ir.Model:
+def needs_stats(chosen: Scheme | str) -> bool:
+    """Say whether weights that are stored so are quantized better after calibration."""
+    return isinstance(chosen, Scheme) and bool(_algorithm(chosen).NEEDS_STATS)
+
+
+def quantize_weights(
+    model: ir.Model,
+    choose: Choose,
+    store: Store,
+    tick: Callable[[str], object],
+    stats: "Mapping[str, Stats]" = MappingProxyType({}),
+) -> ir.Model:
     """Replace the float weights of `model` as `choose` says, and return `model`.
 
     Args:
@@ -26,9 +41,10 @@ def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callab
         choose: for each weight a scheme, or "fp16" to store it as float16, or "fp32" to leave it.
         store: where the codes go.
         tick: called with the name of each weight when it is done.
+        stats: what calibration knows of the inputs of a weight, by its name.
     """
     weights = [(value, kind, choose(value, kind)) for value, kind in float_weights(model.graph)]
-    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight), weights):
+    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight, stats), weights):
         if isinstance(stored, Codes):
             replace_by_codes(model.graph, value, kind, stored, store)
         elif stored is not None:
@@ -38,16 +54,22 @@ def quantize_weights(model: ir.Model, choose: Choose, store: Store, tick: Callab
     return model
 
 
-def _store_form(value: ir.Value, kind: Kind, chosen: Scheme | str) -> Codes | NDArray[np.float32] | None:
+def _store_form(
+    value: ir.Value, kind: Kind, chosen: Scheme | str, stats: "Mapping[str, Stats]"
+) -> Codes | NDArray[np.float32] | None:
     """Return the codes of a weight, its floats where they are stored as float16, or None where it stays."""
     if isinstance(chosen, Scheme):
         import torch
 
-        algorithm = import_module(f"edgec.quantize.algorithms.{chosen.algorithm}")
-        tensor = algorithm.quantize(torch.from_numpy(load(value, kind)), None, chosen)
+        weight = torch.from_numpy(load(value, kind))
+        tensor = _algorithm(chosen).quantize(weight, stats.get(str(value.name)), chosen)
         zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
         return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen, tensor.global_scale)
     return load(value, kind) if chosen == "fp16" else None
+
+
+def _algorithm(scheme: Scheme) -> ModuleType:
+    return import_module(f"edgec.quantize.algorithms.{scheme.algorithm}")
 
 
 def _one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:

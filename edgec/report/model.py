@@ -7,7 +7,7 @@ from edgec.measure.latency import DecoderLatency
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One stage of a build; the peak is that of the whole process up to the end of the stage."""
+    """One stage of a build; the peak is that of the whole process or of its largest child, up to the stage's end."""
 
     name: str
     seconds: float

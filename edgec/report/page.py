@@ -44,6 +44,8 @@ def _head(plan: Plan, report: Report) -> str:
         ("context", f"{plan.context_length} tokens"),
         ("plan", f"`{report.plan_sha256}`"),
     ]
+    if report.not_run is not None:
+        rows.insert(1, ("not run here", report.not_run))
     return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + _table(("", ""), rows)
 
 
@@ -86,7 +88,7 @@ def _integers(integers: Integers) -> str:
 
 def _speed(report: Report) -> str:
     if report.latency is None:
-        return f"## Speed\n\nNot measured: {report.not_run}." if report.not_run else ""
+        return "## Speed\n\nNot measured: the artifact was not run here." if report.not_run else ""
     m = report.latency
     rows = [
         ("time to first token", f"{m.ttft_ms:.1f} ms for {m.prompt_tokens} tokens"),

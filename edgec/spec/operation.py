@@ -56,7 +56,7 @@ def operations(decoder: Decoder, weights: Storage, embedding: Storage) -> Iterat
     yield Operation("embedding", "embedding", "lookup", table, embedding)
     for index, layer in enumerate(decoder.layers):
         yield from _layer(f"layers.{index}", layer, weights)
-    yield Operation("head", "final norm", "norm")
+    yield Operation("head", f"{decoder.final_norm.kind} norm", "norm")
     yield Operation("head", "output matrix", "matmul", table[::-1], embedding)
 
 
@@ -72,7 +72,7 @@ def _layer(name: str, layer: Layer, weights: Storage) -> Iterator[Operation]:
     }
     for part in ("attention", "mlp"):
         block = f"{name}.{part}"
-        yield from (Operation(block, "norm", "norm") for norm in norms[part] if norm is not None)
+        yield from (Operation(block, f"{norm.kind} norm", "norm") for norm in norms[part] if norm is not None)
         for matrix, linear in matrices[part].items():
             if linear is not None:
                 yield Operation(block, matrix, "matmul", linear.size, weights)

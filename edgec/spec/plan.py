@@ -11,11 +11,12 @@ from edgec import __version__
 from edgec.backends.backend import Limits, get_backend
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError
+from edgec.evaluate.corpus import read_text
 from edgec.frontends.architecture import Decoder
 from edgec.spec.load import list_profiles
 from edgec.spec.memory import Estimate, estimate, usable_bytes
 from edgec.spec.operation import Storage
-from edgec.spec.profile import Profile, Verify
+from edgec.spec.profile import Calibration, Profile, Verify
 from edgec.spec.target import Target
 
 
@@ -28,6 +29,15 @@ class Source(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
+class CalibrationText(msgspec.Struct, frozen=True):
+    """The profile's `Calibration`, with the sha256 of its text."""
+
+    text: str
+    sha256: str
+    tokens: int
+    window: int
+
+
 class Plan(msgspec.Struct, frozen=True):
     """Everything that decides what a build writes.
 
@@ -38,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
         accuracy_level: of integer matmuls in shipped mode (1: float32 activations, 4: int8 activations).
         kv_cache: "float" or "int8".
         context_length: tokens that the artifact takes.
+        calibration: the text for algorithms that take one, or None.
     """
 
     edgec: str
@@ -52,6 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
     context_length: int
     verify: Verify
     estimate: Estimate
+    calibration: CalibrationText | None = None
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""
@@ -77,6 +89,7 @@ def resolve(
 
     Raises:
         PlanError: the target has no such backend, cannot compute with the profile's weights, or has too little memory.
+        UsageError: the calibration text cannot be read.
     """
     chosen = backend or target.backends[0]
     if chosen not in target.backends:
@@ -84,6 +97,12 @@ def resolve(
             f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
         )
     limits = get_backend(chosen).LIMITS
+    if chosen == "tensorrt" and (target.gpu is None or not {"tensorrt", "tensorrt_rtx"} & set(target.runtimes)):
+        raise PlanError(
+            f"target '{target.name}' does not say what TensorRT needs to know",
+            where=target.name,
+            hint="give it a [gpu] with its sm, and [runtimes] with tensorrt or tensorrt_rtx",
+        )
     _check_weights(target, profile, limits, chosen)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
 
@@ -113,7 +132,14 @@ def resolve(
         context_length=min(profile.context_length, decoder.context_length),
         verify=profile.verify,
         estimate=need(profile),
+        calibration=None if profile.calibration is None else _calibration(profile, profile.calibration, decoder),
     )
+
+
+def _calibration(profile: Profile, wanted: Calibration, decoder: Decoder) -> CalibrationText:
+    sha256 = hashlib.sha256(read_text(wanted.text, "calibration")).hexdigest()
+    window = min(wanted.window, profile.context_length, decoder.context_length)
+    return CalibrationText(wanted.text, sha256, wanted.tokens, window)
 
 
 def _check_weights(target: Target, profile: Profile, limits: Limits, backend: str) -> None:
@@ -134,6 +160,12 @@ def _check_weights(target: Target, profile: Profile, limits: Limits, backend: st
                 f"the {backend} backend takes symmetric integers only, profile '{profile.name}' has zero points",
                 hint="choose a profile with `symmetric = true`",
             )
+    if profile.runtime.accuracy_level not in limits.accuracy_levels:
+        raise PlanError(
+            f"the {backend} backend has no accuracy level {profile.runtime.accuracy_level}, which profile "
+            f"'{profile.name}' asks for",
+            hint=f"it has: {', '.join(map(str, sorted(limits.accuracy_levels)))}",
+        )
     if profile.runtime.kv_cache not in limits.cache_bytes:
         raise PlanError(
             f"the {backend} backend has no {profile.runtime.kv_cache} key-value cache, which profile "

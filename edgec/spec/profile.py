@@ -55,6 +55,20 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     kv_cache: Literal["float", "int8"] = "float"
 
 
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What algorithms that look at a model's inputs see; rounding to nearest looks at weights alone.
+
+    Args:
+        text: "python-docs", of which evaluation sees another part, or a path.
+        tokens: how many.
+        window: tokens in one window.
+    """
+
+    text: str = "python-docs"
+    tokens: Annotated[int, msgspec.Meta(ge=64)] = 512
+    window: Annotated[int, msgspec.Meta(ge=16)] = 128
+
+
 class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a build must keep; outside of it, it exits 1.
 
@@ -86,6 +100,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         weights: for the matrices inside the layers.
         embedding: for the token embedding and the output matrix, where it differs.
         runtime: how the artifact computes.
+        calibration: the text for algorithms that take one; without it they look at weights alone.
         context_length: the most tokens; the plan takes less where the model has less.
         verify: bounds.
     """
@@ -95,5 +110,6 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     weights: Weights
     embedding: Weights | None = None
     runtime: Runtime = Runtime()
+    calibration: Calibration | None = None
     context_length: Annotated[int, msgspec.Meta(ge=16)] = 4096
     verify: Verify

@@ -83,8 +83,12 @@ def flip_onnx_cpu(artifact, layer):
 
 def flip_openvino(artifact, layer):
     layers = ET.parse(artifact / "openvino_model.xml").getroot().find("layers")
-    name = f"model.layers.{layer}.self_attn.o_proj.weight.codes"
-    (weight,) = (node.find("data") for node in layers if node.get("name") == name)
+    start = f"model.layers.{layer}.self_attn.o_proj.weight:"
+    (weight,) = (
+        node.find("data")
+        for node in layers
+        if node.get("name").startswith(start) and node.get("name").endswith(".codes")
+    )
     flip(artifact / "openvino_model.bin", int(weight.get("offset")), int(weight.get("size")))
 
 

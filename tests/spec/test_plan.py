@@ -23,7 +23,9 @@ def planned(tiny_llama):
 
 def test_everything_is_resolved(planned):
     plan = planned()
-    assert plan.weights == plan.embedding == Scheme("int4", 32)
+    assert plan.weights == plan.embedding == Scheme("int4", 32, algorithm="mse")
+    assert (plan.calibration.text, plan.calibration.window) == ("python-docs", 128)
+    assert planned(profile="int8").calibration is None
     assert plan.context_length == 128  # the model's, which is less than the profile's
     assert plan.backend == "onnx_cpu"
     assert set(plan.source.files) >= {"config.json", "model.safetensors", "tokenizer.json"}

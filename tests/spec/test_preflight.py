@@ -31,6 +31,7 @@ class Planned:
         self.decoder = describe(self.checkpoint)
         self.target = load_target(target) if isinstance(target, str) else target
         wishes = load_profile(profile)
+        weights = {"algorithm": "rtn", **weights}
         wishes = msgspec.structs.replace(wishes, weights=msgspec.structs.replace(wishes.weights, **weights))
         self.plan = resolve(self.checkpoint, self.decoder, self.target, wishes, backend)
         self.kernels = preflight(self.decoder, self.plan, self.target)

@@ -17,9 +17,12 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     match operation.kind:
         case "norm":
-            return Kernel("SkipSimplifiedLayerNormalization, or without the sum where there is none")
+            kind = "Simplified" if operation.name.startswith("rms") else ""
+            return Kernel(f"Skip{kind}LayerNormalization, or without the sum where there is none")
         case "attention":
-            return Kernel("GroupQueryAttention, rotary embedding inside, float32 cache in one buffer")
+            rope = operation.attention is not None and operation.attention.rope is not None
+            inside = ", rotary embedding inside" if rope else ""
+            return Kernel(f"GroupQueryAttention{inside}, float32 cache in one buffer")
         case "lookup" if isinstance(storage, Scheme):
             return Kernel(f"GatherBlockQuantized, {storage.dtype}")
         case "lookup":

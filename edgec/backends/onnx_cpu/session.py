@@ -15,7 +15,7 @@ from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import Cache, GrowingCache, SharedCache, Slot
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.settings import Decoder, read_settings
-from edgec.backends.session import check_ids, check_length
+from edgec.backends.session import check_ids, check_length, in_pieces
 from edgec.errors import BundleError, UsageError
 
 Ids = NDArray[np.int64]
@@ -66,7 +66,9 @@ class OnnxCpuSession:
         """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
         check_ids(self, input_ids, self._path)
         new = input_ids.shape[1]
-        if self.batch == 1 or self.length == 0 or new == 1:
+        if self.batch == 1:
+            return in_pieces(self._run, input_ids, last_only=self._last_only)
+        if self.length == 0 or new == 1:
             return self._run(input_ids)
         # GroupQueryAttention takes several tokens after a filled cache for a single row only.
         pieces = [self._run(input_ids[:, i : i + 1]) for i in range(new)]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 MARKER = "openvino_model.xml"
 EXTRA = "openvino"
 PACKAGES = ("openvino", "openvino-tokenizers")
-LIMITS = Limits(scale_bytes=2, activation_bytes=4, cache_bytes={"float": 2, "int8": 1.125})
+LIMITS = Limits(
+    scale_bytes=2, activation_bytes=4, cache_bytes={"float": 2, "int8": 1.125}, accuracy_levels=frozenset({0, 1, 4})
+)
 
 
 def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:

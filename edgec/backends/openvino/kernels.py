@@ -23,7 +23,7 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     match operation.kind:
         case "norm":
-            return Kernel("RMS, or MVN for a layer norm")
+            return Kernel("RMS" if operation.name.startswith("rms") else "MVN, Multiply, Add")
         case "attention":
             return _attention(operation, plan)
         case "lookup" if isinstance(storage, Scheme):
@@ -42,13 +42,15 @@ def _attention(operation: Operation, plan: Plan) -> Kernel:
             f"MatMul, Tanh, Softmax, MatMul; {cache} cache",
             "OpenVINO's attention has no soft cap: scores are written to memory between four kernels",
         )
-    return Kernel(f"ScaledDotProductAttentionWithKVCache, RoPE; {cache} cache")
+    rope = ", RoPE" if operation.attention.rope else ""
+    return Kernel(f"ScaledDotProductAttentionWithKVCache{rope}; {cache} cache")
 
 
 def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     if not isinstance(storage, Scheme):
-        return Kernel(f"FullyConnected, {storage} weights")
+        reason = "the CPU plugin widens float16 weights when it loads them" if storage == "fp16" else None
+        return Kernel("FullyConnected, float32 weights", reason, 4.0 if reason else None)
     kernel = f"FullyConnectedCompressed, {storage.dtype}"
     if plan.accuracy_level == 1:
         return Kernel(f"{kernel}, floating-point activations")

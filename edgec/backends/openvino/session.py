@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from edgec.backends.backend import Mode
-from edgec.backends.session import check_ids, check_length
+from edgec.backends.session import check_ids, check_length, in_pieces
 from edgec.backends.settings import read_settings
 from edgec.errors import BundleError, UsageError
 
@@ -54,6 +54,7 @@ class OpenVinoSession:
         self.max_length = check_length(max_length, settings.context_length, directory)
         self.vocab_size = settings.vocab_size
         self.batch, self.length = 1, 0
+        self._last_only = mode == "generate"
         self._path = directory / "openvino_model.xml"
         properties = {"PERFORMANCE_HINT": "LATENCY", **(EXACT if mode == "exact" else {}), **(config or {})}
         if threads:
@@ -66,6 +67,9 @@ class OpenVinoSession:
     def step(self, input_ids: Ids) -> NDArray[np.float32]:
         """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
         check_ids(self, input_ids, self._path)
+        return in_pieces(self._run, input_ids, last_only=self._last_only)
+
+    def _run(self, input_ids: Ids) -> NDArray[np.float32]:
         total = self.length + input_ids.shape[1]
         feed = {
             "input_ids": np.ascontiguousarray(input_ids, np.int64),

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgec.backends.backend import Job, Mode
+    from edgec.backends.session import Session
     from edgec.backends.settings import Settings
-    from edgec.backends.tensorrt.session import GraphSession
+    from edgec.backends.tensorrt.cuda import Gpu
+    from edgec.backends.tensorrt.engine import Engine
     from edgec.graph.weights import Codes
     from edgec.spec.plan import Plan
     from edgec.spec.target import Target
@@ -39,11 +41,31 @@ def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> 
 
 def open_session(
     artifact: Path, mode: "Mode", *, threads: int | None = None, max_length: int | None = None
-) -> "GraphSession":
-    """Load the graph that the engine is compiled from; see `edgec.backends.backend.Backend`."""
+) -> "Session":
+    """Load the engine where its GPU is here, else the graph that it is compiled from, which also is the exact mode.
+
+    See `edgec.backends.backend.Backend`.
+    """
+    found = _runnable(artifact) if mode != "exact" else None
+    if found is not None:
+        from edgec.backends.tensorrt.engine_session import EngineSession
+
+        return EngineSession(artifact, *found, mode, max_length=max_length)
     from edgec.backends.tensorrt.session import GraphSession
 
     return GraphSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def _runnable(artifact: Path) -> "tuple[Engine, Gpu] | None":
+    """Return the artifact's engine and the GPU here that it is for, if both are there."""
+    from edgec.backends.tensorrt.cuda import gpus
+    from edgec.backends.tensorrt.engine import read_engines
+
+    here = gpus()
+    engine = read_engines(artifact).engine if here else None
+    if engine is None or engine.file is None:  # a proxy is not shipped
+        return None
+    return next(((engine, gpu) for gpu in here if gpu.sm == engine.sm), None)
 
 
 def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
@@ -54,10 +76,10 @@ def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
 
 
 def not_run(artifact: Path) -> str | None:
-    """Return what was compiled, and that sessions run its graph in ONNX Runtime."""
+    """Return what was compiled and that its graph is run instead; None where the GPU of its engine is here."""
     from edgec.backends.tensorrt.engine import describe, read_engines
 
-    return describe(read_engines(artifact))
+    return None if _runnable(artifact) else describe(read_engines(artifact))
 
 
 def read_settings(artifact: Path) -> "Settings":

@@ -19,8 +19,10 @@ from edgec.backends.tensorrt.profiles import profiles
 from edgec.backends.tensorrt.recipe import MODEL_FILE, Profile, Settings, write_recipe
 from edgec.backends.tensorrt.refusal import note_nodes, refusal
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
-from edgec.errors import require
+from edgec.errors import MissingRuntimeError, OutputError, require
 from edgec.graph.write import write_weights
+from edgec.quantize.scheme import Scheme
+from edgec.spec.operation import Storage
 from edgec.spec.target import Target
 
 _ENGINE_FILE = "model.sm{sm}.engine"
@@ -78,13 +80,17 @@ def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
     """Return what the device needs to know; decoders never run on a DLA (see `recipe.Settings.dla`)."""
     assert job.target.gpu is not None
     return Settings(
-        name=f"{job.decoder.family}-{job.plan.profile}-{job.plan.sha256()[:8]}",
-        precision=f"weights {job.plan.profile}, activations fp16",
+        name=f"{job.decoder.family}-{job.plan.sha256()[:12]}",
+        precision=f"weights {_words(job.plan.weights)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
         profiles=shapes,
         tensorrt_min=oldest_tensorrt(job.target),
         tensorrt_below=_NEWEST_TENSORRT,
         sm=(job.target.gpu.sm,),
     )
+
+
+def _words(storage: Storage) -> str:
+    return storage.dtype if isinstance(storage, Scheme) else storage
 
 
 def oldest_tensorrt(target: Target) -> str:
@@ -95,8 +101,13 @@ def oldest_tensorrt(target: Target) -> str:
 def _proxy(folder: Path, shapes: tuple[Profile, ...], sm: int, notes: dict[str, str]) -> Engines:
     if find_spec("tensorrt_rtx_bindings") is None:
         return Engines(sm, True, None, 'TensorRT-RTX is not installed here (pip install "edgec[tensorrt]")')
+    if sm not in _PROXY:
+        return Engines(sm, True, None, f"TensorRT-RTX compiles for no GPU that is near SM{sm}")
     with TemporaryDirectory(prefix="edgec-") as scratch:
-        engine = _compile(folder, shapes, _PROXY[sm], Path(scratch) / "proxy.engine", notes)
+        try:
+            engine = _compile(folder, shapes, _PROXY[sm], Path(scratch) / "proxy.engine", notes)
+        except (MissingRuntimeError, OutputError) as error:  # no fault of the graph
+            return Engines(sm, True, None, error.what)
     return Engines(sm, True, msgspec.structs.replace(engine, file=None))
 
 
@@ -105,4 +116,4 @@ def _compile(folder: Path, shapes: tuple[Profile, ...], sm: int, out: Path, note
     made = compile_engine(order)
     if isinstance(made, Failure):
         raise refusal(made, sm, notes)
-    return Engine(sm, made.compiler, out.stat().st_size, made.weights, out.name)
+    return Engine(sm, made.compiler, out.stat().st_size, made.weights, made.widened, out.name)

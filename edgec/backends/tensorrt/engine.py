@@ -17,6 +17,7 @@ class Engine(msgspec.Struct, frozen=True):
         compiler: name and version.
         size_bytes: of the engine.
         weights: data type -> how many numbers of the engine's constants have it, or {} where its log does not say.
+        widened: weights that a kernel of their own widens to float16 in front of their matmul.
         file: its file in the artifact; None for a proxy, which is not shipped.
     """
 
@@ -24,6 +25,7 @@ class Engine(msgspec.Struct, frozen=True):
     compiler: str
     size_bytes: int
     weights: dict[str, int]
+    widened: int
     file: str | None = None
 
 
@@ -67,6 +69,8 @@ def describe(engines: Engines) -> str:
         types = sorted(engine.weights.items(), key=lambda item: -item[1])
         kinds = ", ".join(f"{count / 1e6:.1f} M {dtype}" for dtype, count in types if count >= 1e5) or "not known"
         made = f"{engine.compiler} made {engine.size_bytes / 2**20:.1f} MiB for SM{engine.sm}; its constants: {kinds}"
+        if engine.widened:
+            made += f"; {engine.widened} weights are widened in front of their matmul"
     if engines.on_device:
         proxy = f"as a proxy for SM{engines.sm}, {made}" if engine is not None else f"no proxy: {made}"
         what = f"the device builds its own engine (build_engine.py); {proxy}"

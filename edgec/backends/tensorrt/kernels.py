@@ -4,6 +4,8 @@ Source: the layers of engines that TensorRT-RTX 1.7.1 compiled (docs/design.md, 
 fuses is not known before the device builds its engine.
 """
 
+import msgspec
+
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Kernel, Operation
 from edgec.spec.plan import Plan
@@ -13,6 +15,7 @@ AHEAD_OF_TIME = "tensorrt_rtx"
 """The runtime of targets that take engines compiled on another machine."""
 
 _CHANNEL_BLOCKS = (128, 64, 32, 16)
+_JOINED = frozenset({"q", "k", "v", "gate", "up"})
 _WIDENED = "the whole weight is widened to float16 in a kernel of its own"
 
 
@@ -30,12 +33,19 @@ def block_size(scheme: Scheme, cols: int) -> int | None:
 
 def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     """Return the kernel of one operation."""
+    kernel = _kernel(operation, plan)
+    if AHEAD_OF_TIME in target.runtimes:
+        return kernel
+    return msgspec.structs.replace(kernel, name=f"{kernel.name}; as far as the device's TensorRT fuses")
+
+
+def _kernel(operation: Operation, plan: Plan) -> Kernel:
     storage = operation.storage
     match operation.kind:
         case "norm":
-            return Kernel("fused pointwise and reduction, float32")
+            return Kernel("pointwise and reduction, float32")
         case "attention":
-            return _attention(operation, plan, target)
+            return _attention(operation, plan)
         case "lookup" if isinstance(storage, Scheme):
             return Kernel(f"Gather with DequantizeLinear inside, {storage.dtype}")
         case "lookup":
@@ -44,15 +54,13 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
             return _matmul(operation)
 
 
-def _attention(operation: Operation, plan: Plan, target: Target) -> Kernel:
+def _attention(operation: Operation, plan: Plan) -> Kernel:
     assert operation.attention is not None
     apart = "MatMul, Softmax, MatMul"
     if plan.weights == "fp32":
         return Kernel(f"{apart}, float32", "TensorRT has no attention kernel for float32")
     if operation.attention.softcap:
         return Kernel(f"{apart}, float16", "TensorRT's attention has no soft cap: scores are written to memory")
-    if AHEAD_OF_TIME not in target.runtimes:
-        return Kernel(f"{apart}, float16, fused as far as the device's TensorRT does")
     return Kernel("Attention, float16")
 
 
@@ -60,15 +68,29 @@ def _matmul(operation: Operation) -> Kernel:
     storage = operation.storage
     if not isinstance(storage, Scheme):
         return Kernel(f"MatMul, {storage}")
+    reason = _unfused(operation, storage)
+    if reason is not None:
+        return Kernel("MatMul, float16", f"{reason}: {_WIDENED}", 2.0)
+    return Kernel(f"MatMul with DequantizeLinear inside, {storage.dtype}, float16 activations")
+
+
+def _unfused(operation: Operation, storage: Scheme) -> str | None:
+    """Return why DequantizeLinear does not fuse into the matmul; None where it does."""
     cols = operation.size[0]
     block = block_size(storage, cols)
-    if storage.dtype == "int4" and block is None:
-        return Kernel("MatMul, float16", f"no block of 16 to 128 divides {cols} inputs: {_WIDENED}", 2.0)
-    if block is not None and cols % block:
-        return Kernel("MatMul, float16", f"groups of {block} do not divide {cols} inputs: {_WIDENED}", 2.0)
-    if storage.dtype == "nvfp4":
-        reason = f"without FP4 activations, which need calibration, {_WIDENED}"
-        return Kernel("MatMul, float16", reason, 2.0)
-    if storage.dtype == "int8" and block is not None:
-        return Kernel("MatMul, float16", f"INT8 in groups does not fuse: {_WIDENED}", 2.0)
-    return Kernel(f"MatMul with DequantizeLinear inside, {storage.dtype}, float16 activations")
+    dtype = storage.dtype
+    rules = (
+        (dtype == "nvfp4", "FP4 weights fuse with FP4 activations only, which need calibration"),
+        (dtype == "int4" and block is None, f"no block of 16 to 128 divides {cols} inputs"),
+        (block is not None and cols % block != 0, f"groups of {block} do not divide {cols} inputs"),
+        (dtype == "int8" and block is not None, "INT8 in groups does not fuse"),
+        (
+            dtype != "int4" and operation.block == "head",
+            f"{dtype} does not fuse into a matmul of one row, as the logits'",
+        ),
+        (
+            dtype == "fp8" and operation.name in _JOINED,
+            "TensorRT joins matmuls of one input, and fp8 does not fuse there",
+        ),
+    )
+    return next((reason for applies, reason in rules if applies), None)

@@ -1,12 +1,14 @@
 """Canonical graph -> the strongly typed graph that TensorRT's parser takes.
 
-Every tensor has the type that is written: matmuls, attention and the cache in float16, norms and the logits in float32,
-weights as the integers of the canonical graph behind a `DequantizeLinear` with float16 scales.
+Every tensor has the type that is written: matmuls, attention and the cache in float16; the residual stream, norms and
+logits, which may leave float16's range, in float32; weights as the integers of the canonical graph behind a
+`DequantizeLinear` with float16 scales.
 
 Source: NVIDIA TensorRT documentation, strongly typed networks and quantized types; what its parsers take was measured
 (docs/design.md, section 6).
 """
 
+import re
 from typing import Any
 
 import ml_dtypes
@@ -18,13 +20,15 @@ from edgec.backends.tensorrt.decompose import decompose
 from edgec.backends.tensorrt.floats import narrow_nvfp4
 from edgec.backends.tensorrt.kernels import block_size
 from edgec.graph.nvfp4 import is_nvfp4
-from edgec.graph.rewrite import constant, lazy, sweep, users
+from edgec.graph.rewrite import constant, lazy, sweep
 from edgec.graph.weights import StoredCodes, stored_codes, weight_nodes
 
 OLD_OPSET = 21
 """For TensorRT 10.3: older than Attention, RotaryEmbedding and RMSNormalization."""
 
 _NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
+# As the decoder frontend names what is added up from layer to layer, and the factors in front of the sums.
+_RESIDUAL = re.compile(r"embedding\.(multiplier|sum)|layers\.\d+\.(attention|mlp)_residual(\.multiplier)?")
 
 
 def lower(model: ir.Model, *, half: ir.DataType = ir.DataType.FLOAT16, old: bool = False) -> ir.Model:
@@ -37,7 +41,7 @@ def lower(model: ir.Model, *, half: ir.DataType = ir.DataType.FLOAT16, old: bool
     """
     lowered = model.clone()
     graph = lowered.graph
-    wide = _norms_in_float32(graph, half)
+    wide = _keep_float32(graph, half)
     nvfp4 = [node for node in weight_nodes(graph) if is_nvfp4(node)]
     for node in weight_nodes(graph):
         if node in nvfp4:
@@ -105,27 +109,52 @@ def _half_scales(graph: ir.Graph, stored: StoredCodes, groups: int | None, half:
     return lazy(graph, f"{stored.name}.half_scales", half, shape[::-1] if stored.transposed else shape, load)
 
 
-def _norms_in_float32(graph: ir.Graph, half: ir.DataType) -> set[str]:
-    """Put casts around norms, whose sums of squares overflow float16; return the names of their weights."""
-    wide: set[str] = set()
-    for norm in [node for node in graph if node.op_type in _NORMS]:
-        x = norm.inputs[0]
-        assert x is not None
-        into = ir.node("Cast", [x], {"to": ir.DataType.FLOAT}, name=f"{norm.name}.widen")
-        back = ir.node("Cast", [norm.outputs[0]], {"to": half}, name=f"{norm.name}.narrow")
-        for cast in (into, back):
-            cast.outputs[0].name = cast.name
-            cast.metadata_props.update(norm.metadata_props)
-        readers = users(norm.outputs[0])
-        graph.insert_before(norm, into)
-        graph.insert_after(norm, back)
-        norm.replace_input_with(0, into.outputs[0])
-        for reader in (r for r in readers if r is not back):
-            for index, value in enumerate(reader.inputs):
-                if value is norm.outputs[0]:
-                    reader.replace_input_with(index, back.outputs[0])
-        wide |= {f"{norm.name}.epsilon", *(str(v.name) for v in norm.inputs[1:] if v is not None)}
-    return wide
+def _keep_float32(graph: ir.Graph, half: ir.DataType) -> set[str]:
+    """Put casts around the residual stream and norms, which overflow float16; return the constants that they read."""
+    wide = [node for node in graph if node.op_type in _NORMS or _RESIDUAL.fullmatch(str(node.name))]
+    values = {value for node in wide for value in node.outputs}
+    constants: set[str] = set()
+    casts: dict[ir.Value, ir.Value] = {}
+    for node in wide:
+        for index, value in enumerate(node.inputs):
+            if value is None or value in values:
+                continue
+            if value.is_initializer():
+                constants.add(str(value.name))
+                continue
+            if value not in casts:
+                casts[value] = _cast(graph, value, ir.DataType.FLOAT, f"{value.name}.widen", before=node)
+            node.replace_input_with(index, casts[value])
+        constants.add(f"{node.name}.epsilon")
+    for node in wide:
+        for value in node.outputs:
+            readers = [(use.node, use.idx) for use in value.uses() if use.node not in wide]
+            if readers:
+                narrowed = _cast(graph, value, half, f"{value.name}.narrow", after=node)
+                for reader, index in readers:
+                    reader.replace_input_with(index, narrowed)
+    return constants
+
+
+def _cast(
+    graph: ir.Graph,
+    value: ir.Value,
+    to: ir.DataType,
+    name: str,
+    *,
+    before: ir.Node | None = None,
+    after: ir.Node | None = None,
+) -> ir.Value:
+    cast = ir.node("Cast", [value], {"to": to}, name=name)
+    cast.outputs[0].name = name
+    place = before or after
+    assert place is not None
+    cast.metadata_props.update(place.metadata_props)
+    if before is not None:
+        graph.insert_before(before, cast)
+    else:
+        graph.insert_after(place, cast)
+    return cast.outputs[0]
 
 
 def _narrow(graph: ir.Graph, half: ir.DataType, wide: set[str]) -> None:
@@ -145,13 +174,10 @@ def _narrow(graph: ir.Graph, half: ir.DataType, wide: set[str]) -> None:
     logits = next(value for value in graph.outputs if value.name == "logits")
     head = logits.producer()
     assert head is not None
-    cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT}, name="logits.widen")
-    cast.metadata_props.update(head.metadata_props)
-    graph.insert_after(head, cast)
-    graph.outputs[list(graph.outputs).index(logits)] = cast.outputs[0]
-    cast.outputs[0].name, logits.name = "logits", "logits.half"
-    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), logits.shape
-    logits.shape = None
+    widened = _cast(graph, logits, ir.DataType.FLOAT, "logits.widen", after=head)
+    graph.outputs[list(graph.outputs).index(logits)] = widened
+    widened.name, logits.name = "logits", "logits.half"
+    widened.type, widened.shape, logits.shape = ir.TensorType(ir.DataType.FLOAT), logits.shape, None
     for value in (*graph.inputs, *graph.outputs):
         if value.name != "logits" and value.dtype != ir.DataType.INT64:
             value.type = ir.TensorType(half)
@@ -159,15 +185,11 @@ def _narrow(graph: ir.Graph, half: ir.DataType, wide: set[str]) -> None:
 
 def _cast_initializer(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:
     """Keep the float32 of a constant in the file, and cast it: compilers fold that, and nothing is rounded twice."""
-    first = next(node for node in graph if value in node.inputs)
-    cast = ir.node("Cast", [value], {"to": half}, name=f"{value.name}.narrow")
-    cast.outputs[0].name = cast.name
-    cast.metadata_props.update(first.metadata_props)
     readers = [(use.node, use.idx) for use in value.uses()]
-    graph.insert_before(first, cast)
+    first = next(node for node in graph if value in node.inputs)
+    narrowed = _cast(graph, value, half, f"{value.name}.narrow", before=first)
     for node, index in readers:
-        if node is not cast:
-            node.replace_input_with(index, cast.outputs[0])
+        node.replace_input_with(index, narrowed)
 
 
 def _numpy(dtype: ir.DataType) -> Any:

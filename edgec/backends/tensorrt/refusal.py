@@ -3,9 +3,11 @@
 import onnx_ir as ir
 
 from edgec.backends.tensorrt.worker import Failure
-from edgec.errors import PlanError
+from edgec.errors import EdgecError, MissingRuntimeError, OutputError, PlanError
 from edgec.graph.tags import BLOCK, SOURCE
 
+_INSTALL = 'pip install "edgec[tensorrt]"'
+_MEMORY = "give the build more memory, or choose a smaller context_length in the profile"
 _ADVICE = (
     (
         "cannot be imported into TensorRT",
@@ -15,7 +17,7 @@ _ADVICE = (
     ("INT4", "INT4 needs groups of 16 to 256 inputs, and a GPU of SM80 or later"),
     ("FP8", "fp8 needs a GPU of SM89 or later"),
     ("FP4", "nvfp4 needs a GPU of SM100 or later"),
-    ("memory", "give the build more memory, or choose a smaller context_length in the profile"),
+    ("memory", _MEMORY),
 )
 _ELSE = "choose another profile, or another backend of the target (`edgec targets` lists them)"
 _LINES = 3
@@ -46,9 +48,15 @@ def _sources(value: ir.Value) -> set[str]:
     return {source for v in node.inputs if v is not None for source in _sources(v)}
 
 
-def refusal(failure: Failure, sm: int, notes: dict[str, str]) -> PlanError:
+def refusal(failure: Failure, sm: int, notes: dict[str, str]) -> EdgecError:
     """Return the error for a failed compilation; `notes` is what `note_nodes` returned."""
+    if failure.stage == "import":
+        return MissingRuntimeError(f"TensorRT-RTX cannot be loaded: {failure.text}", hint=_INSTALL)
+    if failure.stage == "write":
+        return OutputError(f"the engine cannot be written: {failure.text}", hint="free some space")
     text = " ".join([failure.text, *failure.log])
+    if failure.stage == "memory":
+        return PlanError(f"{failure.compiler} was killed: there is too little memory here", hint=_MEMORY)
     advice = next((advice for word, advice in _ADVICE if word.lower() in text.lower()), _ELSE)
     named = [failure.node] if failure.node in notes else [name for name in notes if name and name in text][:_LINES]
     where = "; ".join(f"{name} ({notes[name]})" for name in named) or failure.stage

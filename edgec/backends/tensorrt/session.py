@@ -1,7 +1,7 @@
 """Run the graph that an engine is compiled from in ONNX Runtime: its numbers, not its speed.
 
-The graph is strongly typed: float16 is rounded here where it is rounded there. An engine may add in another order, and
-keep more digits inside a fused kernel.
+The graph is strongly typed, but ONNX Runtime's CPU kernels compute float16 in float32 and round less often than an
+engine. What float16 cannot hold is found in exact mode (see `overflow.py`).
 """
 
 from pathlib import Path
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import GrowingCache, Slot
-from edgec.backends.session import check_ids, check_length
+from edgec.backends.session import check_ids, check_length, in_pieces
 from edgec.backends.settings import read_settings
 from edgec.backends.tensorrt.logits import all_logits
+from edgec.backends.tensorrt.overflow import EXTREMES, refuse_overflow, watch
 from edgec.backends.tensorrt.recipe import MODEL_FILE
-from edgec.errors import BundleError, UsageError
+from edgec.errors import BundleError, OutputError, UsageError
 from edgec.graph.nvfp4 import expand_nvfp4
 
 Ids = NDArray[np.int64]
@@ -41,6 +42,7 @@ class GraphSession:
     Raises:
         BundleError: the artifact is incomplete or damaged.
         UsageError: `max_length` is more than the context length.
+        PlanError: in exact mode, a step made a number that float16 cannot hold.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class GraphSession:
         self.max_length = check_length(max_length, settings.context_length, directory)
         self.vocab_size = settings.vocab_size
         self.batch, self.length = 1, 0
+        self._last_only = mode == "generate"
         self._path = directory / MODEL_FILE
-        self._session = _load(self._path, mode, threads)
+        self._session, self._watched = _load(self._path, mode, threads)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._slots = [
             Slot(v.name, _present(v.name), v.shape[1], v.shape[3], "float16" if "float16" in v.type else "float32")
@@ -63,6 +66,9 @@ class GraphSession:
     def step(self, input_ids: Ids) -> NDArray[np.float32]:
         """Append tokens (batch, new) to the cache; return logits (batch, new or 1, vocab)."""
         check_ids(self, input_ids, self._path)
+        return in_pieces(self._run, input_ids, last_only=self._last_only)
+
+    def _run(self, input_ids: Ids) -> NDArray[np.float32]:
         total = self.length + input_ids.shape[1]
         feed = {
             "input_ids": np.ascontiguousarray(input_ids, np.int64),
@@ -72,12 +78,16 @@ class GraphSession:
         binding = self._session.io_binding()
         for name in feed.keys() & self._inputs:
             binding.bind_cpu_input(name, feed[name])
-        binding.bind_output("logits")
+        for name in ("logits", EXTREMES) if self._watched else ("logits",):
+            binding.bind_output(name)
         self._cache.bind(binding)
         self._session.run_with_iobinding(binding)
         self._cache.collect(binding)
         self.length = total
-        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
+        outputs = binding.get_outputs()
+        if self._watched:
+            refuse_overflow(self._watched, outputs[1].numpy(), str(self._path))
+        logits: NDArray[np.float32] = outputs[0].numpy()
         return logits
 
     def reset(self, batch: int = 1) -> None:
@@ -104,34 +114,59 @@ def _present(past: str) -> str:
     return past.replace("past_key_values", "present")
 
 
-def _load(path: Path, mode: Mode, threads: int | None) -> Any:
+def _load(path: Path, mode: Mode, threads: int | None) -> tuple[Any, tuple[str, ...]]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     for key, value in SESSION_ENTRIES.items():
         options.add_session_config_entry(key, value)
+    with TemporaryDirectory(prefix="edgec-") as scratch:
+        file, watched = graph_for(path, mode, Path(scratch))
+        return _open(file, options, path), watched
+
+
+def _open(file: Path, options: Any, path: Path) -> Any:
     try:
-        with TemporaryDirectory(prefix="edgec-") as scratch:
-            file = graph_for(path, mode, Path(scratch))
-            return ort.InferenceSession(file, options, ["CPUExecutionProvider"])
+        return ort.InferenceSession(file, options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         raise BundleError(
             f"ONNX Runtime cannot load the graph: {error}", where=str(path), hint="copy or build it again"
         ) from error
 
 
-def graph_for(path: Path, mode: Mode, folder: Path) -> Path:
-    """Write the graph that answers in `mode` into `folder` where it is not `path` itself, and return its path."""
-    model = ir.load(path)
+def graph_for(path: Path, mode: Mode, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the graph that answers in `mode`, and the activations whose extremes it gives.
+
+    It is written into `folder` where it is not `path` itself.
+
+    Raises:
+        BundleError: the graph cannot be read.
+        OutputError: it cannot be written.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's and onnx_ir's errors have no base class in common
+        raise BundleError(
+            f"the graph cannot be read: {error}", where=str(path), hint="copy or build it again"
+        ) from error
     expanded = expand_nvfp4(model)  # ONNX Runtime has no kernel for FLOAT4
     if mode == "generate" and expanded is model:
-        return path
+        return path, ()
+    watched: tuple[str, ...] = ()
     if mode != "generate":
         all_logits(expanded)
     if mode == "exact":
+        watched = watch(expanded.graph)
         _widen(expanded.graph)
-    ir.save(expanded, folder / MODEL_FILE, external_data="data", size_threshold_bytes=1024)
-    return folder / MODEL_FILE
+    try:
+        ir.save(expanded, folder / MODEL_FILE, external_data="data", size_threshold_bytes=1024)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write a scratch copy of the graph: {error.strerror or error}",
+            where=str(folder),
+            hint="free some space, or set TMPDIR to another disk",
+        ) from error
+    return folder / MODEL_FILE, watched
 
 
 def _widen(graph: ir.Graph) -> None:

@@ -16,6 +16,6 @@ def trace(artifact: Path, input_ids: NDArray[np.int64], mode: Mode) -> States:
     """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
     logits = GraphSession(artifact, mode).step(input_ids)
     with TemporaryDirectory(prefix="edgec-") as scratch:
-        path = graph_for(artifact / MODEL_FILE, "exact" if mode == "exact" else "evaluate", Path(scratch))
+        path, _ = graph_for(artifact / MODEL_FILE, "exact" if mode == "exact" else "evaluate", Path(scratch))
         yield from hidden_states(path.read_bytes(), path, input_ids, SESSION_ENTRIES)
     yield "logits", logits

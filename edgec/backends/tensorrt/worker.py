@@ -8,18 +8,23 @@ import ctypes
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from edgec.backends.tensorrt.recipe import Profile
 
+Stage = Literal["parse", "configure", "build", "compile", "import", "write", "memory"]
 _ADDR_NO_RANDOMIZE = 0x0040000
-_CONSTANT = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\][^}]*?Datatype: (\w+)")
+_PR_SET_PDEATHSIG = 1
+_TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\][^}]*?Datatype: (\w+)")
+_COPY = re.compile(r"_myl(\d+)_")
+_PACKED = {"Int4", "Int8", "FP8", "FP4E2M1"}
 _LOG_LINES = 8
 
 
@@ -33,17 +38,18 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True, tag="made"):
-    """An engine was written; `weights` counts the numbers in its constants by data type."""
+    """An engine was written; `weights` and `widened` are what `read_layers` returns."""
 
     compiler: str
     weights: dict[str, int]
+    widened: int
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
     """No engine; the parser names a node, the builder often none. `log` holds the last errors."""
 
     compiler: str
-    stage: str
+    stage: Stage
     node: str = ""
     operator: str = ""
     text: str = ""
@@ -52,32 +58,40 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 
 def compile_engine(order: Order) -> Made | Failure:
     """Compile in a new process, and return what came of it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "edgec.backends.tensorrt.worker"],
-        input=msgspec.json.encode(order),
-        capture_output=True,
-        check=False,
+    done = subprocess.run(  # noqa: S603 - this file, with this interpreter
+        _COMMAND, input=msgspec.json.encode(order), capture_output=True, check=False
     )
     try:
         return msgspec.json.decode(done.stdout, type=Made | Failure)
     except msgspec.DecodeError:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-_LOG_LINES:]
-        return Failure(
-            "TensorRT-RTX", "compile", text=f"its process died with status {done.returncode}", log=tuple(last)
-        )
+        died = f"its process died with status {done.returncode}"
+        stage: Stage = "memory" if done.returncode == -signal.SIGKILL else "compile"
+        return Failure("TensorRT-RTX", stage, text=died, log=tuple(last))
+
+
+# -P: modules of the directory that the user happens to be in must not be imported.
+_COMMAND = [sys.executable, "-P", "-m", "edgec.backends.tensorrt.worker"]
+_AGAIN = "again"
 
 
 def main() -> None:
     """Read an order from stdin, and write the result to stdout."""
     libc = ctypes.CDLL(None)
-    if not libc.personality(0xFFFFFFFF) & _ADDR_NO_RANDOMIZE:
-        libc.personality(_ADDR_NO_RANDOMIZE)
-        os.execv(sys.executable, [sys.executable, "-m", "edgec.backends.tensorrt.worker"])  # noqa: S606
+    if sys.argv[1:] != [_AGAIN] and libc.personality(_ADDR_NO_RANDOMIZE) != -1:  # a sandbox may refuse it
+        os.execv(sys.executable, [*_COMMAND, _AGAIN])  # noqa: S606
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     # The compiler writes to stdout as it likes; only the result belongs there.
     result = os.dup(1)
     os.dup2(2, 1)
-    os.write(result, msgspec.json.encode(_compile(order)))
+    try:
+        made: Made | Failure = _compile(order)
+    except ImportError as error:
+        made = Failure("TensorRT-RTX", "import", text=str(error))
+    except OSError as error:
+        made = Failure("TensorRT-RTX", "write", text=error.strerror or str(error))
+    os.write(result, msgspec.json.encode(made))
 
 
 def _compile(order: Order) -> Made | Failure:
@@ -110,19 +124,35 @@ def _compile(order: Order) -> Made | Failure:
     if engine is None:
         return Failure(compiler, "build", log=tuple(logger.errors))
     Path(order.out).write_bytes(engine)
-    return Made(compiler, _weights(logger.layers))
+    return Made(compiler, *read_layers(logger.layers))
 
 
-def _weights(layers: str) -> dict[str, int]:
-    """Return how many numbers the engine's constants hold in each data type, by its log; {} where it says nothing."""
-    found: dict[str, tuple[str, int]] = {}
-    for part in layers.split("Constants: [")[1:]:
-        for name, dims, dtype in _CONSTANT.findall(part.partition("], Outputs:")[0]):
-            found[name] = dtype, math.prod(int(size) for size in dims.split(",") if size.strip())
-    elements: Counter[str] = Counter()
-    for dtype, count in found.values():
-        elements[dtype] += count
-    return dict(sorted(elements.items()))
+def read_layers(layers: str) -> tuple[dict[str, int], int]:
+    """Return what an engine's log says of its layers; ({}, 0) where it says nothing.
+
+    Returns:
+        Data type -> how many numbers of the constants have it, and how many kernels do nothing but widen a weight.
+        Every profile has its own copy of all: the largest counts.
+    """
+    numbers: dict[str, Counter[str]] = defaultdict(Counter)
+    widened: Counter[str] = Counter()
+    seen: set[str] = set()
+    for line in layers.splitlines():
+        head, _, rest = line.partition("Constants: [")
+        constants, _, outputs = rest.partition("], Outputs: [")
+        copy = _COPY.search(head)
+        kinds = set()
+        for name, dims, dtype in _TENSOR.findall(constants):
+            kinds.add(dtype)
+            if copy and name not in seen:
+                seen.add(name)
+                numbers[copy[1]][dtype] += math.prod(int(size) for size in dims.split(",") if size.strip())
+        static = all("-1" not in dims and dtype not in _PACKED for _, dims, dtype in _TENSOR.findall(outputs))
+        if copy and kinds & _PACKED and "Inputs: []" in head and static:
+            widened[copy[1]] += 1
+    types = {dtype for counts in numbers.values() for dtype in counts}
+    weights = {dtype: max(counts[dtype] for counts in numbers.values()) for dtype in sorted(types)}
+    return weights, max(widened.values(), default=0)
 
 
 def _logger(trt: Any) -> Any:

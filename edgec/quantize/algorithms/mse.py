@@ -25,7 +25,7 @@ from edgec.quantize.tensor import QuantizedTensor, as_float16
 NEEDS_STATS = True
 
 # The range of a group's weights, over the range that its codes cover: above 1, the largest weights are clipped.
-_RANGES = (0.95, 1.05, 1.15, 1.25, 1.35, 1.45)
+_RANGES = (0.9, 1.0, 1.1, 1.2, 1.3)
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -34,6 +34,7 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
 
     Groups of zeros, ragged groups and threads are as for `rtn`; so is a group whose error float32 cannot hold.
     """
+    # Only the ratios of importances matter; errors are squares of what `root` multiplies.
     root = None if stats is None else torch.sqrt(stats.importance / stats.importance.max().clamp(min=_TINY))
     return by_pieces(weight, scheme, partial(_quantize_rows, root=root, scheme=scheme))
 
@@ -43,11 +44,12 @@ def _quantize_rows(weight: torch.Tensor, root: torch.Tensor | None, scheme: Sche
     # The inputs of a group lie along the first axis, so that sums over them run over contiguous memory.
     x = _by_input(weight, scheme)
     root = x.abs() if root is None else _by_input(root.expand(rows, cols), scheme)
+    weighted = x * root
     top, bottom = x.amax(0).clamp(min=0), x.amin(0).clamp(max=0)
     scale, zero = covering(top, bottom, scheme)
-    lowest = _error(x, root, _codes(x, scale, zero, scheme), scale)
+    lowest = _residual(weighted, _codes(x, scale, zero, scheme).mul_(root), scale).square_().sum(0)
     for start, shift in _candidates(top, bottom, scheme):
-        fitted, error = _fit(x, root, _codes(x, start, shift, scheme), start)
+        fitted, error = _fit(weighted, _codes(x, start, shift, scheme).mul_(root), start)
         better = error < lowest
         lowest = torch.where(better, error, lowest)
         scale, zero = torch.where(better, fitted, scale), torch.where(better, shift, zero)
@@ -79,18 +81,15 @@ def _codes(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Sch
     return torch.clamp(codes, scheme.low - zero, scheme.high - zero, out=codes)
 
 
-def _fit(
-    x: torch.Tensor, root: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale that suits the codes best, and the error with it."""
-    residual = torch.addcmul(x, codes, scale, value=-1).mul_(root)
-    codes = codes.mul_(root)
-    slope, curvature = (residual * codes).sum(0), (codes * codes).sum(0)
+def _fit(weighted: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scale that brings codes nearest to `weighted`, both times the root, and the error with it."""
+    residual = _residual(weighted, codes, scale)
+    slope, curvature = (residual * codes).sum(0), codes.square_().sum(0)
     fitted = as_float16(torch.where(curvature > 0, scale + slope / curvature, scale))
     # From the residual, which is small: the squares of the weights themselves would cancel.
     change = fitted - scale
     return fitted, residual.square_().sum(0) - change * (2 * slope - change * curvature)
 
 
-def _error(x: torch.Tensor, root: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(x, codes, scale, value=-1).mul_(root).square_().sum(0)
+def _residual(weighted: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(weighted, codes, scale, value=-1)
