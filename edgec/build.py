@@ -96,7 +96,7 @@ def build(
         with _stage(stages, "compile"):
             tick = say("compile", 0)
             job = Job(canonical, decoder, plan, target, checkpoint.config, tokenizer_files)
-            backend.compile_decoder(job, artifact, tick)
+            remarks = backend.compile_decoder(job, artifact, tick)
         (folder / PLAN).write_bytes(encode_plan(plan))
         verification = latency = None
         not_run = backend.not_run(artifact)
@@ -116,6 +116,7 @@ def build(
             verification=verification,
             latency=latency,
             not_run=not_run,
+            remarks=remarks,
             environment=fingerprint(),
         )
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

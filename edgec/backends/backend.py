@@ -99,8 +99,11 @@ class Backend(Protocol):
     PACKAGES: tuple[str, ...]
     LIMITS: Limits
 
-    def compile_decoder(self, job: Job, folder: Path, tick: Callable[[str], object]) -> None:
+    def compile_decoder(self, job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
         """Write the artifact into the empty directory `folder`; `tick` is called for each weight that is written.
+
+        Returns:
+            Remarks: what the artifact lacks, and why.
 
         Raises:
             PlanError: the vendor's compiler refuses the graph.

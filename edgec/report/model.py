@@ -78,6 +78,7 @@ class Report(msgspec.Struct, frozen=True):
     Args:
         size_bytes: artifact file -> size.
         environment: the machine and the versions that measured.
+        remarks: what the artifact lacks, and why.
         not_run: why the artifact itself was not run here, and what was run instead; None where it was.
     """
 
@@ -90,3 +91,4 @@ class Report(msgspec.Struct, frozen=True):
     latency: DecoderLatency | None
     environment: dict[str, str]
     not_run: str | None = None
+    remarks: tuple[str, ...] = ()

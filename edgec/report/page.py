@@ -46,6 +46,7 @@ def _head(plan: Plan, report: Report) -> str:
     ]
     if report.not_run is not None:
         rows.insert(1, ("not run here", report.not_run))
+    rows += [("remark", remark) for remark in report.remarks]
     return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + _table(("", ""), rows)
 
 

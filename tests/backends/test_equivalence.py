@@ -1,10 +1,12 @@
 """One test body for every backend, family and scheme: the artifact is the canonical graph.
 
-The integers in its files are the canonical graph's, bit for bit, and in exact mode it gives its logits.
+The integers in its files are the canonical graph's, bit for bit, in exact mode it gives its logits, and in shipped mode
+a trained model stays within its profile's bounds.
 """
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +15,17 @@ from random_models import save_random
 from edgec.backends.backend import Job, backend_names, get_backend
 from edgec.backends.tensorrt.compile import write_graph
 from edgec.checkpoint.open import open_checkpoint
+from edgec.evaluate.corpus import load_corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import stream
+from edgec.evaluate.verify import broken_bounds, compare
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe, families
+from edgec.generate.tokenizer import Tokenizer
 from edgec.graph.store import Store
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.weights import quantize_weights
+from edgec.report.model import Exact
 from edgec.spec.load import load_profile, load_target
 from edgec.spec.plan import resolve
 
@@ -31,6 +37,7 @@ WRITERS = {
     "tensorrt": ("tensorrt", "rtx-4060", partial(write_graph, old=False)),
     "tensorrt-10.3": ("tensorrt", "jetson", partial(write_graph, old=True)),
 }
+STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 PROMPT_THEN_TOKENS = ((0, 30), (30, 31), (31, 39), (39, 40))
 INT4, INT8 = Scheme("int4", 32), Scheme("int8", None)
 
@@ -42,19 +49,19 @@ def test_no_backend_is_left_out():
 class Built:
     """A random model, quantized, and its artifact for one backend."""
 
-    def __init__(self, writer, source, folder, storage):
+    def __init__(self, writer, source, folder, storage, profile="int4"):
         name, target, write = WRITERS[writer]
         self.backend, self.artifact = get_backend(name), folder / "artifact"
         self.artifact.mkdir()
         checkpoint = open_checkpoint(source)
         decoder = describe(checkpoint)
         target = load_target(target)
-        plan = resolve(checkpoint, decoder, target, load_profile("int4"), name)
+        plan = resolve(checkpoint, decoder, target, load_profile(profile), name)
         self.model = emit(decoder, checkpoint, checkpoint.read, plan.context_length)
         with Store(folder / "weights.bin") as store:
             quantize_weights(self.model, lambda *_: storage, store, lambda _: None)
         write(Job(self.model, decoder, plan, target, checkpoint.config, {}), self.artifact, lambda _: None)
-        self.folder = folder
+        self.folder, self.plan = folder, plan
 
     def exact_error(self):
         """Return the largest difference of a logit, in standard deviations, over a prompt and decoded tokens."""
@@ -132,6 +139,29 @@ def test_generation_gives_the_last_logits_of_evaluation(writer, kind, source, tm
     settings = built.backend.read_settings(built.artifact)
     assert settings.eos_ids == {2}
     assert settings.context_length == 64
+
+
+@pytest.mark.parametrize(("profile", "storage"), [("int4", INT4), ("int8", INT8), ("fp16", "fp16")])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_trained_model_in_shipped_mode(writer, profile, storage, tmp_path):
+    source = STORYTELLER / "checkpoint"
+    built = Built(writer, source, tmp_path, storage, profile)
+    text = STORYTELLER / "data" / "heldout.txt"
+    windows = load_corpus(text, Tokenizer.from_directory(source), tokens=1024, window=128).windows
+
+    def session():
+        return built.backend.open_session(built.artifact, "evaluate")
+
+    checkpoint = open_checkpoint(source)
+    floats = emit(describe(checkpoint), checkpoint, checkpoint.read, built.plan.context_length)
+    against_source = compare(stream(floats, tmp_path), session, windows, lambda _: None)
+    exact = Exact(0.0, 0.0, 0, 1.0)  # has its own test
+    integers = check_integers(built.model, built.backend.read_codes(built.artifact))
+    assert broken_bounds(integers, exact, against_source, built.plan.verify) == ()
+    # What the runtime's activations and cache add to what the integers cost.
+    against_canonical = compare(stream(built.model, tmp_path), session, windows, lambda _: None)
+    assert against_canonical.perplexity_ratio == pytest.approx(1, abs=0.005)
+    assert 0 < against_canonical.mean_kl < 0.002
 
 
 @pytest.mark.parametrize("writer", WRITERS)

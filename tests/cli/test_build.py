@@ -117,6 +117,18 @@ def test_a_build_outside_its_bounds_exits_1_and_names_the_guilty(tiny_llama, sto
     assert "FAILED" in (out / "report.md").read_text()
 
 
+def test_weights_are_not_blamed_for_what_the_runtime_costs(tiny_llama, story_text, tmp_path):
+    strict = tmp_path / "strict.toml"
+    strict.write_text(
+        'title = "float32 to the bit"\n[weights]\ndtype = "fp32"\n'
+        "[verify]\nmax_perplexity_ratio = 1.1\nmax_mean_kl = 1e-15\nmin_top1_agreement = 0.9\ntokens = 512\nwindow = 64\n"
+    )
+    options = ["--profile", strict, "--backend", "openvino", "--eval-text", story_text]
+    done = run("build", tiny_llama, *options, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "no weights explain it" in done.stderr
+
+
 def test_no_verify_says_so(tiny_llama, tmp_path):
     done = run("build", tiny_llama, "--out", tmp_path / "out", "--no-verify")
     assert done.returncode == 0

@@ -27,11 +27,11 @@ CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
 
-def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
     from edgec.backends.onnx_cpu.compile import compile_decoder
 
-    compile_decoder(job, folder, tick)
+    return compile_decoder(job, folder, tick)
 
 
 def open_session(

@@ -14,7 +14,7 @@ from edgec.backends.onnx_cpu.lower import lower
 from edgec.graph.write import write_weights
 
 
-def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> None:
+def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a canonical decoder graph into `folder`; `tick` is called for each weight."""
     lowered = lower(job.model, job.plan.accuracy_level)
     write_weights(lowered, folder, tick)
@@ -26,3 +26,4 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> No
     generation = json.loads(job.tokenizer_files.get("generation_config.json", b"{}"))
     settings = genai_config(job.decoder, job.config, generation, job.plan.context_length, positions)
     (folder / "genai_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return ()

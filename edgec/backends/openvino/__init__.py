@@ -27,13 +27,13 @@ LIMITS = Limits(
 )
 
 
-def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
     require("openvino", EXTRA)
     require("openvino_tokenizers", EXTRA)
     from edgec.backends.openvino.compile import compile_decoder
 
-    compile_decoder(job, folder, tick)
+    return compile_decoder(job, folder, tick)
 
 
 def open_session(

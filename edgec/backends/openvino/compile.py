@@ -19,14 +19,13 @@ MODEL_FILE = "openvino_model.xml"
 _SCRATCH = "weights.tmp"
 
 
-def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> None:
-    """Write the artifact of a canonical decoder graph into `folder`."""
+def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
+    """Write the artifact of a canonical decoder graph into `folder`; return what it lacks, and why."""
     generation = json.loads(job.tokenizer_files.get("generation_config.json", b"{}"))
     for name, content in job.tokenizer_files.items():
         (folder / name).write_bytes(content)
     write_settings(folder, job.config, generation, job.decoder.vocab_size, job.plan.context_length)
-    if TOKENIZER in job.tokenizer_files:
-        write_tokenizer(folder)
+    remarks = write_tokenizer(folder) if TOKENIZER in job.tokenizer_files else ()
     with Store(folder / _SCRATCH) as store:
         weights = Weights(store, tick)
         model = lower(job.model, weights)
@@ -35,6 +34,7 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> No
         ov.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
         del model  # before the memory that it reads
     (folder / _SCRATCH).unlink()
+    return remarks
 
 
 def runtime_options(plan: Plan) -> Mapping[str, str]:

@@ -32,11 +32,11 @@ LIMITS = Limits(
 )
 
 
-def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> None:
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
     from edgec.backends.tensorrt.compile import compile_decoder
 
-    compile_decoder(job, folder, tick)
+    return compile_decoder(job, folder, tick)
 
 
 def open_session(

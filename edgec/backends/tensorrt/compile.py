@@ -31,7 +31,7 @@ _PROXY = {87: 86, 110: 120}
 _NEWEST_TENSORRT = "12"
 
 
-def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> None:
+def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a canonical decoder graph into `folder`.
 
     Raises:
@@ -52,6 +52,7 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> No
         write_recipe(folder, _device_settings(job, shapes))
         engines = _proxy(folder, shapes, gpu.sm, notes)
     (folder / ENGINES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    return ()
 
 
 def write_graph(job: Job, folder: Path, tick: Callable[[str], object], *, old: bool) -> tuple[ir.Model, dict[str, str]]:

@@ -188,3 +188,18 @@ def test_the_model_is_well_formed(bundle):
     assert types.count("ReadValue") == types.count("Assign") == 6
     # QKV, output, gate and up, down; and the output matrix
     assert types.count("MatMul") == 3 * 4 + 1
+
+
+def test_a_tokenizer_that_would_be_converted_wrongly_is_left_out(tiny_llama, tmp_path):
+    checkpoint = shutil.copytree(tiny_llama, tmp_path / "checkpoint")
+    tokenizer = (checkpoint / "tokenizer.json").read_text()
+    assert tokenizer.count('"</s>"') == 2  # as an added token, and in the vocabulary
+    (checkpoint / "tokenizer.json").write_text(tokenizer.replace('"</s>"', '"\\n"'))  # as in the embedded storyteller
+    options = ["--target", "cpu", "--backend", "openvino", "--profile", "int8", "--no-verify"]
+    done = edgec("build", checkpoint, *options, "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    (remark,) = json.loads((tmp_path / "bundle" / "report.json").read_text())["remarks"]
+    assert remark.startswith("no openvino_tokenizer.xml: what openvino_tokenizers makes gives other tokens for 'a\\nb'")
+    assert remark in (tmp_path / "bundle" / "report.md").read_text()
+    assert not list((tmp_path / "bundle" / "artifact").glob("openvino_tokenizer*"))
+    assert edgec("run", tmp_path / "bundle", "--prompt", "The fox", "--max-new-tokens", 2).returncode == 0
