@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
-from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest
+from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
 from edgec.bundle.stage import staged
 from edgec.calibrate.importance import measure_importance
 from edgec.calibrate.stats import Stats
@@ -121,8 +120,7 @@ def build(
         )
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
         (folder / REPORT_PAGE).write_text(page(plan, report))
-        versions = {name: version(name) for name in sorted((*_WRITERS, *backend.PACKAGES))}
-        manifest = make_manifest(folder, plan.source.files, versions)
+        manifest = make_manifest(folder, plan.source.files, versions((*_WRITERS, *backend.PACKAGES)))
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return report
 

@@ -15,6 +15,9 @@ EdgecError                     70  a bug in edgec
 An interrupted command (Ctrl-C, SIGTERM) exits with 130 and leaves nothing behind.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+
 
 class EdgecError(Exception):
     """An error with a message (what), a place (where) and advice (what to do).
@@ -83,17 +86,41 @@ class InconclusiveError(EdgecError):
 
 
 class MissingRuntimeError(EdgecError):
-    """A package that this command needs is not installed."""
+    """A package that this command needs is not installed, or is broken."""
 
     exit_code = 6
 
 
-def require(package: str, extra: str) -> None:
-    """Raise MissingRuntimeError, naming the extra, when `package` cannot be found (without importing it)."""
-    from importlib.util import find_spec
+def require(package: str, extra: str, *, load: bool = True) -> None:
+    """Make sure that a package which an extra installs is there.
 
+    Args:
+        package: the name that it is imported by.
+        extra: what installs it.
+        load: import it, which finds libraries that it lacks; False only looks for it.
+
+    Raises:
+        MissingRuntimeError: it is not installed, or it cannot be imported.
+    """
     if find_spec(package) is None:
         raise MissingRuntimeError(
             f"this command needs the Python package '{package}', which is not installed",
             hint=f'pip install "edgec[{extra}]"',
         )
+    try:
+        if load:
+            import_module(package)
+    except (ImportError, OSError) as error:  # OSError: a library that it loads itself
+        raise MissingRuntimeError(
+            f"the Python package '{package}' cannot be loaded: {error}", hint="install it again"
+        ) from error
+
+
+def explain(error: Exception) -> EdgecError:
+    """Return what to tell of an error that edgec did not expect: a package is broken, or it is a bug."""
+    if isinstance(error, ImportError) and not (error.name or "").startswith("edgec"):
+        return MissingRuntimeError(f"a package that edgec needs cannot be loaded: {error}", hint="install it again")
+    return EdgecError(
+        f"edgec failed on something that it did not expect: {type(error).__name__}: {error}",
+        hint="this is a bug in edgec; `edgec --debug ...` shows where",
+    )

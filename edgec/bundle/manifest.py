@@ -1,6 +1,9 @@
 """The manifest of a bundle: what is in it, and from what it was made."""
 
 import hashlib
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -51,6 +54,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
     content: dict[str, File]
     evidence: dict[str, File]
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return package -> version, without packages that are not installed: an engine may be left to the device."""
+    found = {}
+    for package in sorted(packages):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def make_manifest(folder: Path, source: dict[str, str], versions: dict[str, str]) -> Manifest:

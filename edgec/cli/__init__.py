@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from edgec import __version__
-from edgec.errors import EdgecError
+from edgec.errors import EdgecError, explain
 
 
 class _Commands(click.Group):
@@ -60,17 +60,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except EdgecError as error:
+    except Exception as raised:  # noqa: BLE001 - the last line of defence
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: exit code 70
-        if debug:
-            traceback.print_exc()
-        click.echo(
-            f"error: edgec failed on something that it did not expect: {type(error).__name__}: {error}\n"
-            "  to do: this is a bug in edgec; `edgec --debug ...` shows where",
-            err=True,
-        )
-        sys.exit(70)
+        told = raised if isinstance(raised, EdgecError) else explain(raised)
+        click.echo(f"error: {told}", err=True)
+        sys.exit(told.exit_code)

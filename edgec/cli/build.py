@@ -47,11 +47,11 @@ def command(
     opened, decoder, device, plan, kernels = resolve_plan(
         checkpoint, target, profile, backend, ignore_config, no_fallback
     )
-    require("torch", "build")
-    require("onnx_ir", "build")
     bundle = out or Path(f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{target}-{profile}")
     if bundle.exists():
         raise OutputError(f"'{bundle}' exists already", hint="choose another name with --out, or remove it first")
+    require("torch", "build")
+    require("onnx_ir", "build")
     corpus = None if no_verify else _corpus(opened.tokenizer_files(), plan, eval_text)
 
     from edgec.build import build

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """What was generated, and how fast; a rate is None where there was nothing to time."""
+    """What was generated, and how fast; times are None where there was nothing to time, or no engine that ran."""
 
     text: str
     prompt_tokens: int
@@ -66,8 +66,8 @@ def command(
     artifact = find_artifact(bundle)
     backend = backend_of(artifact)
     settings = backend.read_settings(artifact)
-    if note := backend.not_run(artifact):
-        say(f"note: {note}")
+    if not_run := backend.not_run(artifact):
+        say(f"note: {not_run}")
     tokenizer = Tokenizer.from_directory(artifact)
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
     context = settings.context_length
@@ -86,6 +86,8 @@ def command(
     else:
         tokens = generate(session, ids, sampling=sampling, seed=seed, **limits)
         result = _as_it_comes(tokens, tokenizer, len(ids), show)
+    if not_run:  # what ran in its place says nothing about its speed
+        result = msgspec.structs.replace(result, ttft_ms=None, decode_tokens_per_s=None)
     if as_json:
         print_json(result)
     else:

@@ -31,7 +31,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _head(plan: Plan, report: Report) -> str:
-    verdict = "not verified" if report.verification is None else "passed"
+    verdict = "not verified" if report.verification is None else f"passed{_in_place(report)}"
     if report.verification is not None and report.verification.failures:
         verdict = "FAILED: " + "; ".join(report.verification.failures)
     rows = [
@@ -50,6 +50,10 @@ def _head(plan: Plan, report: Report) -> str:
     return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + _table(("", ""), rows)
 
 
+def _in_place(report: Report) -> str:
+    return " (the graph in the engine's place)" if report.not_run else ""
+
+
 def _quality(report: Report) -> str:
     if report.verification is None or report.text is None:
         return "## Quality\n\nNot measured: the build ran with `--no-verify`."
@@ -64,7 +68,7 @@ def _quality(report: Report) -> str:
     text = f"{s.tokens} predictions in {report.text.windows} windows of `{report.text.name}`"
     parts = [
         "## Quality",
-        f"Shipped mode against the source checkpoint, {text}.",
+        f"Shipped mode{_in_place(report)} against the source checkpoint, {text}.",
         _table(("", "value", "standard error"), rows),
         _integers(v.integers),
         (
@@ -89,7 +93,7 @@ def _integers(integers: Integers) -> str:
 
 def _speed(report: Report) -> str:
     if report.latency is None:
-        return "## Speed\n\nNot measured: the artifact was not run here." if report.not_run else ""
+        return "## Speed\n\nNot measured: the engine was not run here." if report.not_run else ""
     m = report.latency
     rows = [
         ("time to first token", f"{m.ttft_ms:.1f} ms for {m.prompt_tokens} tokens"),

@@ -26,6 +26,7 @@ class Operation:
         size: (in, out) of a matmul, (out, in) = (vocab, hidden) of a lookup's table, () elsewhere.
         storage: of its weight, None where it has none or keeps it in float32.
         attention: the attention that it is.
+        joinable: whether other matmuls read the same input, so that a runtime may join them.
     """
 
     block: str
@@ -34,6 +35,7 @@ class Operation:
     size: tuple[int, ...] = ()
     storage: Storage | None = None
     attention: Attention | None = None
+    joinable: bool = False
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ def _layer(name: str, layer: Layer, weights: Storage) -> Iterator[Operation]:
         yield from (Operation(block, f"{norm.kind} norm", "norm") for norm in norms[part] if norm is not None)
         for matrix, linear in matrices[part].items():
             if linear is not None:
-                yield Operation(block, matrix, "matmul", linear.size, weights)
+                joinable = matrix in ("q", "k", "v") or (matrix in ("gate", "up") and mlp.gate is not None)
+                yield Operation(block, matrix, "matmul", linear.size, weights, joinable=joinable)
         if part == "attention":
             yield Operation(block, "attention", "attention", attention=attention)

@@ -121,7 +121,8 @@ def test_weights_are_not_blamed_for_what_the_runtime_costs(tiny_llama, story_tex
     strict = tmp_path / "strict.toml"
     strict.write_text(
         'title = "float32 to the bit"\n[weights]\ndtype = "fp32"\n'
-        "[verify]\nmax_perplexity_ratio = 1.1\nmax_mean_kl = 1e-15\nmin_top1_agreement = 0.9\ntokens = 512\nwindow = 64\n"
+        "[verify]\nmax_perplexity_ratio = 1.1\nmax_mean_kl = 1e-15\nmin_top1_agreement = 0.9\n"
+        "tokens = 512\nwindow = 64\n"
     )
     options = ["--profile", strict, "--backend", "openvino", "--eval-text", story_text]
     done = run("build", tiny_llama, *options, "--out", tmp_path / "out")

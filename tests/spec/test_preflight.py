@@ -10,6 +10,7 @@ from random_models import save_random
 
 from edgec.backends.backend import Job, get_backend
 from edgec.backends.onnx_cpu.lower import lower
+from edgec.backends.tensorrt.engine import read_engines
 from edgec.checkpoint.open import open_checkpoint
 from edgec.errors import PlanError
 from edgec.frontends.decoder import emit
@@ -21,6 +22,8 @@ from edgec.spec.load import list_targets, load_profile, load_target
 from edgec.spec.memory import storage_bytes
 from edgec.spec.plan import resolve
 from edgec.spec.preflight import preflight, refuse_fallbacks
+
+WIDENED = "widened to float16 in a kernel of its own"
 
 
 class Planned:
@@ -39,8 +42,12 @@ class Planned:
     def canonical(self, folder):
         model = emit(self.decoder, self.checkpoint, self.checkpoint.read, self.plan.context_length)
         with Store(folder / "weights.bin") as store:
-            quantize_weights(model, lambda *_: self.plan.weights, store, lambda _: None)
+            quantize_weights(model, self._storage, store, lambda _: None)
         return model
+
+    def _storage(self, value, kind):
+        is_head = any(use.node.name == "lm_head" for use in value.uses())
+        return self.plan.embedding if is_head or kind == "table" else self.plan.weights
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,33 @@ def test_openvino_fuses_the_attention_that_the_plan_says(kind, fused, tmp_path):
     types = Counter(str(op.get_rt_info()["layerType"].astype(str)) for op in runtime.get_ops())
     assert types["ScaledDotProductAttention"] == fused
     assert types["FullyConnected"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "profile", "widened"),
+    [
+        ("llama", "rtx-4060", "fp16", 0),
+        ("llama", "rtx-4060", "int4", 0),
+        ("llama", "rtx-4060", "int8", 1),  # the output matrix
+        ("llama", "rtx-5090", "fp8", 6),  # also Q, K, V, gate and up
+        ("llama", "rtx-5090", "nvfp4", 8),  # all
+        ("llama", "jetson-orin-nano", "int4", 0),  # as the proxy fuses
+        ("gpt2", "rtx-4060", "fp8", 4),  # not the matrix of an MLP without a gate
+        ("gemma2", "rtx-4060", "int8", 1),  # not the matrix behind an attention of matmuls
+    ],
+)
+def test_tensorrt_widens_the_weights_that_the_plan_says(kind, target, profile, widened, tmp_path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    # In smaller ones more fuses than in models that people run.
+    sizes = {"num_hidden_layers": 1, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048}
+    save_random(kind, tmp_path / "source", **sizes)
+    planned = Planned(tmp_path / "source", target, "tensorrt", profile)
+    assert sum(WIDENED in (row.fallback or "") for row in planned.kernels.rows) == widened
+    (tmp_path / "artifact").mkdir()
+    parts = planned.decoder, planned.plan, planned.target, planned.checkpoint.config, {}
+    job = Job(planned.canonical(tmp_path), *parts)
+    get_backend("tensorrt").compile_decoder(job, tmp_path / "artifact", lambda _: None)
+    assert read_engines(tmp_path / "artifact").engine.widened == widened
 
 
 def test_weights_read_for_a_token_are_those_in_the_file(llama, tmp_path):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MARKER = "tensorrt.json"
 EXTRA = "tensorrt"
-PACKAGES = ()
+PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 LIMITS = Limits(
     scale_bytes=2,
     activation_bytes=2,

@@ -17,9 +17,9 @@ from edgec.backends.tensorrt.logits import last_logits_only
 from edgec.backends.tensorrt.lower import lower
 from edgec.backends.tensorrt.profiles import profiles
 from edgec.backends.tensorrt.recipe import MODEL_FILE, Profile, Settings, write_recipe
-from edgec.backends.tensorrt.refusal import note_nodes, refusal
+from edgec.backends.tensorrt.refusal import NOT_OF_THE_GRAPH, note_nodes, refusal
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
-from edgec.errors import MissingRuntimeError, OutputError, require
+from edgec.errors import require
 from edgec.graph.write import write_weights
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Storage
@@ -42,12 +42,14 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tu
     assert gpu is not None
     ahead = AHEAD_OF_TIME in job.target.runtimes
     if ahead:
-        require("tensorrt_rtx_bindings", "tensorrt")
+        require("tensorrt_rtx_bindings", "tensorrt", load=False)  # the worker loads it
     lowered, notes = write_graph(job, folder, tick, old=not ahead)
     shapes = profiles(lowered, job.plan.context_length)
     if ahead:
-        engine = _compile(folder, shapes, gpu.sm, folder / _ENGINE_FILE.format(sm=gpu.sm), notes)
-        engines = Engines(gpu.sm, on_device=False, engine=engine)
+        made = _compile(folder, shapes, gpu.sm, folder / _ENGINE_FILE.format(sm=gpu.sm))
+        if isinstance(made, Failure):
+            raise refusal(made, gpu.sm, notes)
+        engines = Engines(gpu.sm, on_device=False, engine=made)
     else:
         write_recipe(folder, _device_settings(job, shapes))
         engines = _proxy(folder, shapes, gpu.sm, notes)
@@ -105,16 +107,17 @@ def _proxy(folder: Path, shapes: tuple[Profile, ...], sm: int, notes: dict[str, 
     if sm not in _PROXY:
         return Engines(sm, True, None, f"TensorRT-RTX compiles for no GPU that is near SM{sm}")
     with TemporaryDirectory(prefix="edgec-") as scratch:
-        try:
-            engine = _compile(folder, shapes, _PROXY[sm], Path(scratch) / "proxy.engine", notes)
-        except (MissingRuntimeError, OutputError) as error:  # no fault of the graph
-            return Engines(sm, True, None, error.what)
-    return Engines(sm, True, msgspec.structs.replace(engine, file=None))
+        made = _compile(folder, shapes, _PROXY[sm], Path(scratch) / "proxy.engine")
+    if isinstance(made, Engine):
+        return Engines(sm, True, msgspec.structs.replace(made, file=None))
+    error = refusal(made, _PROXY[sm], notes)
+    if made.stage in NOT_OF_THE_GRAPH:
+        return Engines(sm, True, None, error.what)
+    raise error
 
 
-def _compile(folder: Path, shapes: tuple[Profile, ...], sm: int, out: Path, notes: dict[str, str]) -> Engine:
-    order = Order(model=str(folder / MODEL_FILE), out=str(out), sm=sm, profiles=shapes)
-    made = compile_engine(order)
+def _compile(folder: Path, shapes: tuple[Profile, ...], sm: int, out: Path) -> Engine | Failure:
+    made = compile_engine(Order(model=str(folder / MODEL_FILE), out=str(out), sm=sm, profiles=shapes))
     if isinstance(made, Failure):
-        raise refusal(made, sm, notes)
-    return Engine(sm, made.compiler, out.stat().st_size, made.weights, made.widened, out.name)
+        return made
+    return Engine(sm, made.compiler, out.stat().st_size, made.weights, made.widened, out.name, shapes)

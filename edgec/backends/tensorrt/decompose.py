@@ -86,8 +86,9 @@ def _attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
         scores = w.op("capped", "Mul", scores, w.scalar(softcap))
     # The lowest float16: minus infinity less minus infinity would be no number.
     scores = w.op("masked", "Where", node.inputs[3], scores, w.scalar(-65504.0))
-    y = w.op("mixed", "MatMul", w.op("weights", "Softmax", scores, axis=-1), v)
-    return [_joined_heads(w, y), *present]
+    y = _joined_heads(w, w.op("mixed", "MatMul", w.op("weights", "Softmax", scores, axis=-1), v))
+    # Adding nothing keeps this apart from the output projection, whose weight TensorRT otherwise widens first.
+    return [w.op("apart", "Add", y, w.scalar(0.0)), *present]
 
 
 def _joined_heads(w: _Writer, x: ir.Value) -> ir.Value:

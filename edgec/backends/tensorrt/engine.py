@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgec.backends.tensorrt.recipe import Profile
 from edgec.errors import BundleError
 
 ENGINES_FILE = "tensorrt.json"
@@ -19,6 +20,7 @@ class Engine(msgspec.Struct, frozen=True):
         weights: data type -> how many numbers of the engine's constants have it, or {} where its log does not say.
         widened: weights that a kernel of their own widens to float16 in front of their matmul.
         file: its file in the artifact; None for a proxy, which is not shipped.
+        profiles: the shapes that it takes, by optimization profile.
     """
 
     sm: int
@@ -27,6 +29,7 @@ class Engine(msgspec.Struct, frozen=True):
     weights: dict[str, int]
     widened: int
     file: str | None = None
+    profiles: tuple[Profile, ...] = ()
 
 
 class Engines(msgspec.Struct, frozen=True):

@@ -15,7 +15,6 @@ AHEAD_OF_TIME = "tensorrt_rtx"
 """The runtime of targets that take engines compiled on another machine."""
 
 _CHANNEL_BLOCKS = (128, 64, 32, 16)
-_JOINED = frozenset({"q", "k", "v", "gate", "up"})
 _WIDENED = "the whole weight is widened to float16 in a kernel of its own"
 
 
@@ -83,13 +82,17 @@ def _unfused(operation: Operation, storage: Scheme) -> str | None:
         (dtype == "nvfp4", "FP4 weights fuse with FP4 activations only, which need calibration"),
         (dtype == "int4" and block is None, f"no block of 16 to 128 divides {cols} inputs"),
         (block is not None and cols % block != 0, f"groups of {block} do not divide {cols} inputs"),
+        (
+            dtype == "int8" and block is not None and operation.joinable,
+            "INT8 in groups does not fuse, and is stored as float16 where TensorRT joins matmuls of one input",
+        ),
         (dtype == "int8" and block is not None, "INT8 in groups does not fuse"),
         (
             dtype != "int4" and operation.block == "head",
             f"{dtype} does not fuse into a matmul of one row, as the logits'",
         ),
         (
-            dtype == "fp8" and operation.name in _JOINED,
+            dtype == "fp8" and operation.joinable,
             "TensorRT joins matmuls of one input, and fp8 does not fuse there",
         ),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgec.backends.onnx_cpu.cache import Slot
 from edgec.backends.tensorrt.engine import Engine
+from edgec.backends.tensorrt.log import make_logger
 from edgec.errors import BundleError, EdgecError, MissingRuntimeError, UsageError
 
 PREFILL, DECODE = 0, 1
@@ -15,7 +16,6 @@ PREFILL, DECODE = 0, 1
 
 TOKEN_INPUTS = ("input_ids", "position_ids", "attention_mask")
 _LARGEST = 2  # of the smallest, usual and largest shape in a profile
-_LOG_LINES = 4
 _DRIVER_TOO_OLD = "driver version is insufficient"
 _NO_MEMORY = ("out of memory", "outofmemory")
 
@@ -44,7 +44,7 @@ class Program:
         self.path, content = read_engine(artifact, engine)
         trt = _bindings()
         self._made = f"{engine.compiler} made the engine, TensorRT-RTX {trt.__version__} runs it"
-        self._logger = _logger(trt)
+        self._logger = make_logger(trt)
         try:
             self._runtime = trt.Runtime(self._logger)
         except (RuntimeError, TypeError) as error:  # what pybind11 makes of a null pointer
@@ -140,18 +140,3 @@ def _bindings() -> Any:
             f"an engine for this GPU is here, but not TensorRT-RTX: {error}", hint='pip install "edgec[tensorrt]"'
         ) from error
     return tensorrt_rtx_bindings
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps the last errors, instead of printing them."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: tuple[str, ...] = ()
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.ERROR):
-                self.errors = (*self.errors, message.strip())[-_LOG_LINES:]
-
-    return Logger()

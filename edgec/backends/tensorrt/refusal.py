@@ -6,6 +6,9 @@ from edgec.backends.tensorrt.worker import Failure
 from edgec.errors import EdgecError, MissingRuntimeError, OutputError, PlanError
 from edgec.graph.tags import BLOCK, SOURCE
 
+NOT_OF_THE_GRAPH = frozenset({"import", "write", "memory"})
+"""Stages that fail because of this machine."""
+
 _INSTALL = 'pip install "edgec[tensorrt]"'
 _MEMORY = "give the build more memory, or choose a smaller context_length in the profile"
 _ADVICE = (
@@ -53,7 +56,9 @@ def refusal(failure: Failure, sm: int, notes: dict[str, str]) -> EdgecError:
     if failure.stage == "import":
         return MissingRuntimeError(f"TensorRT-RTX cannot be loaded: {failure.text}", hint=_INSTALL)
     if failure.stage == "write":
-        return OutputError(f"the engine cannot be written: {failure.text}", hint="free some space")
+        return OutputError(
+            f"the engine cannot be written: {failure.text}", hint="make room, or let it be written there"
+        )
     text = " ".join([failure.text, *failure.log])
     if failure.stage == "memory":
         return PlanError(f"{failure.compiler} was killed: there is too little memory here", hint=_MEMORY)

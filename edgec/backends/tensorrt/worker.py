@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgec.backends.tensorrt.log import make_logger
 from edgec.backends.tensorrt.recipe import Profile
 
 Stage = Literal["parse", "configure", "build", "compile", "import", "write", "memory"]
@@ -24,8 +25,8 @@ _ADDR_NO_RANDOMIZE = 0x0040000
 _PR_SET_PDEATHSIG = 1
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\][^}]*?Datatype: (\w+)")
 _COPY = re.compile(r"_myl(\d+)_")
+_WIDENS = re.compile(r"\[ONNX Layer: ([^\]]+?)(?:\.scales)?\.dequantize\]")
 _PACKED = {"Int4", "Int8", "FP8", "FP4E2M1"}
-_LOG_LINES = 8
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ def compile_engine(order: Order) -> Made | Failure:
     try:
         return msgspec.json.decode(done.stdout, type=Made | Failure)
     except msgspec.DecodeError:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-_LOG_LINES:]
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
         died = f"its process died with status {done.returncode}"
         stage: Stage = "memory" if done.returncode == -signal.SIGKILL else "compile"
         return Failure("TensorRT-RTX", stage, text=died, log=tuple(last))
@@ -73,6 +74,7 @@ def compile_engine(order: Order) -> Made | Failure:
 # -P: modules of the directory that the user happens to be in must not be imported.
 _COMMAND = [sys.executable, "-P", "-m", "edgec.backends.tensorrt.worker"]
 _AGAIN = "again"
+_LAST_LINES = 8
 
 
 def main() -> None:
@@ -86,19 +88,17 @@ def main() -> None:
     result = os.dup(1)
     os.dup2(2, 1)
     try:
-        made: Made | Failure = _compile(order)
-    except ImportError as error:
-        made = Failure("TensorRT-RTX", "import", text=str(error))
-    except OSError as error:
-        made = Failure("TensorRT-RTX", "write", text=error.strerror or str(error))
+        import tensorrt_rtx_bindings
+    except (ImportError, OSError) as error:  # OSError: a library that it loads itself
+        made: Made | Failure = Failure("TensorRT-RTX", "import", text=str(error))
+    else:
+        made = _compile(order, tensorrt_rtx_bindings)
     os.write(result, msgspec.json.encode(made))
 
 
-def _compile(order: Order) -> Made | Failure:
-    import tensorrt_rtx_bindings as trt
-
+def _compile(order: Order, trt: Any) -> Made | Failure:
     compiler = f"TensorRT-RTX {trt.__version__}"
-    logger = _logger(trt)
+    logger = make_logger(trt)
     builder = trt.Builder(logger)
     # The parser does not keep the network alive: a temporary one crashes the process.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -106,24 +106,27 @@ def _compile(order: Order) -> Made | Failure:
     if not parser.parse_from_file(order.model):
         error = parser.get_error(0)
         names = error.node_name(), error.node_operator(), error.desc()
-        return Failure(compiler, "parse", *names, log=tuple(logger.errors))
+        return Failure(compiler, "parse", *names, log=logger.errors)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
     capability = getattr(trt.ComputeCapability, f"SM{order.sm}", None)
     if capability is None or not config.set_compute_capability(capability, 0):
-        return Failure(compiler, "configure", text=f"it does not compile for SM{order.sm}", log=tuple(logger.errors))
+        return Failure(compiler, "configure", text=f"it does not compile for SM{order.sm}", log=logger.errors)
     for wanted in order.profiles:
         profile = builder.create_optimization_profile()
         for name, shapes in wanted.shapes.items():
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(profile) < 0:
             text = f"it refuses the optimization profile '{wanted.name}'"
-            return Failure(compiler, "configure", text=text, log=tuple(logger.errors))
+            return Failure(compiler, "configure", text=text, log=logger.errors)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        return Failure(compiler, "build", log=tuple(logger.errors))
-    Path(order.out).write_bytes(engine)
+        return Failure(compiler, "build", log=logger.errors)
+    try:
+        Path(order.out).write_bytes(engine)
+    except OSError as error:
+        return Failure(compiler, "write", text=str(error))
     return Made(compiler, *read_layers(logger.layers))
 
 
@@ -131,11 +134,11 @@ def read_layers(layers: str) -> tuple[dict[str, int], int]:
     """Return what an engine's log says of its layers; ({}, 0) where it says nothing.
 
     Returns:
-        Data type -> how many numbers of the constants have it, and how many kernels do nothing but widen a weight.
-        Every profile has its own copy of all: the largest counts.
+        Data type -> how many numbers of the constants have it, and how many weights kernels of their own widen, some
+        of them joined with others. Every profile has its own copy of all: the largest counts.
     """
     numbers: dict[str, Counter[str]] = defaultdict(Counter)
-    widened: Counter[str] = Counter()
+    widened: dict[str, set[str]] = defaultdict(set)
     seen: set[str] = set()
     for line in layers.splitlines():
         head, _, rest = line.partition("Constants: [")
@@ -149,28 +152,10 @@ def read_layers(layers: str) -> tuple[dict[str, int], int]:
                 numbers[copy[1]][dtype] += math.prod(int(size) for size in dims.split(",") if size.strip())
         static = all("-1" not in dims and dtype not in _PACKED for _, dims, dtype in _TENSOR.findall(outputs))
         if copy and kinds & _PACKED and "Inputs: []" in head and static:
-            widened[copy[1]] += 1
+            widened[copy[1]].update(_WIDENS.findall(outputs))
     types = {dtype for counts in numbers.values() for dtype in counts}
     weights = {dtype: max(counts[dtype] for counts in numbers.values()) for dtype in sorted(types)}
-    return weights, max(widened.values(), default=0)
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what the compiler says, instead of printing it."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors = [*self.errors, message.strip()][-_LOG_LINES:]
-            elif message.startswith("Layers:"):
-                self.layers = message
-
-    return Logger()
+    return weights, max(map(len, widened.values()), default=0)
 
 
 if __name__ == "__main__":

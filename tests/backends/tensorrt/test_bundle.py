@@ -1,22 +1,28 @@
 """`edgec build` for targets with TensorRT: engines compiled here, recipes for Jetson, and what is refused."""
 
 import json
+import re
+import resource
 import subprocess
 import sys
+from dataclasses import replace
 
+import msgspec
 import onnx_ir as ir
 import pytest
 from random_models import save_random
 
 from edgec.backends.backend import Job, get_backend
+from edgec.backends.tensorrt.compile import _device_settings
 from edgec.backends.tensorrt.decompose import decompose
 from edgec.backends.tensorrt.engine import read_engines
 from edgec.backends.tensorrt.profiles import profiles
 from edgec.backends.tensorrt.recipe import read_recipe
 from edgec.backends.tensorrt.refusal import note_nodes, refusal
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
+from edgec.bundle.manifest import read_manifest
 from edgec.checkpoint.open import open_checkpoint
-from edgec.errors import PlanError
+from edgec.errors import MissingRuntimeError, PlanError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe, families
 from edgec.graph.store import Store
@@ -92,7 +98,21 @@ def test_an_engine_is_compiled_and_said_not_to_have_run(rtx):
     # Every weight stays INT4 in the engine.
     assert engine.weights["Int4"] >= 3 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96) + 64 * 320
     assert engine.weights["Half"] < engine.weights["Int4"] / 8
-    assert "compiled, not run" in (rtx / "report.md").read_text()
+    assert [profile.name for profile in engine.profiles] == ["prefill", "decode"]
+    assert engine.profiles[0].shapes["input_ids"].max == (1, 128)
+
+
+@pytest.mark.parametrize("name", ["rtx", "jetson"])
+def test_the_report_says_what_the_engine_did_not_do(name, request):
+    bundle = request.getfixturevalue(name)
+    page = (bundle / "report.md").read_text()
+    assert "| verification | passed (the graph in the engine's place) |" in page
+    assert "Shipped mode (the graph in the engine's place) against the source checkpoint" in page
+    assert "Not measured: the engine was not run here." in page
+    compiler = json.loads((bundle / "artifact" / "tensorrt.json").read_text())["engine"]["compiler"]
+    assert compiler in page
+    versions = read_manifest(bundle).versions
+    assert f"TensorRT-RTX {versions['tensorrt-rtx-cu13-bindings']}" == compiler
 
 
 def test_two_builds_are_equal_but_for_numbers_in_the_engine(rtx, make_bundle):
@@ -109,7 +129,15 @@ def test_two_builds_are_equal_but_for_numbers_in_the_engine(rtx, make_bundle):
 def test_edgec_runs_the_graph_and_measures_no_engine(rtx):
     done = edgec("run", rtx, "--prompt", "The fox ran", "--max-new-tokens", 5)
     assert done.returncode == 0, done.stderr
-    assert "not run" in done.stderr
+    assert "compiled, not run" in done.stderr
+    assert "5 new" in done.stderr
+    assert "tokens/s" not in done.stderr
+    assert "ms" not in done.stderr.splitlines()[-1]
+    for options in ([], ["--beams", 2]):
+        done = edgec("run", rtx, "--prompt", "The fox ran", "--max-new-tokens", 5, "--json", *options)
+        result = json.loads(done.stdout)
+        assert result["new_tokens"] == 5
+        assert result["ttft_ms"] is result["decode_tokens_per_s"] is None
 
 
 def test_a_jetson_bundle_holds_a_recipe_and_a_proxy(jetson):
@@ -122,6 +150,7 @@ def test_a_jetson_bundle_holds_a_recipe_and_a_proxy(jetson):
     assert [p.name for p in recipe.build.profiles] == ["prefill", "decode"]
     engines = read_engines(artifact)
     assert (engines.sm, engines.on_device, engines.engine.sm, engines.engine.file) == (87, True, 86, None)
+    assert engines.engine.profiles == recipe.build.profiles
     report = json.loads((jetson / "report.json").read_text())
     assert "as a proxy for SM87" in report["not_run"]
     assert report["verification"]["exact"]["relative_error"] < 1e-4
@@ -152,6 +181,65 @@ def compiled(source, folder, storage, target):
     job = canonical(source, folder, storage, target)
     get_backend("tensorrt").compile_decoder(job, folder / "artifact", lambda _: None)
     return read_engines(folder / "artifact").engine
+
+
+@pytest.fixture
+def broken(request, tmp_path, monkeypatch):
+    """A TensorRT-RTX that cannot be loaded, is killed, or has no room for its engine."""
+    reason, content = request.param
+    if content is None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        yield reason
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return
+    (tmp_path / "tensorrt_rtx_bindings.py").write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield reason
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ("cannot be loaded: libnvinfer.so.10", "raise ImportError('libnvinfer.so.10')"),
+        ("too little memory", "import os\nos.kill(os.getpid(), 9)"),
+        ("cannot be written", None),
+    ],
+    indirect=True,
+    ids=["import", "memory", "write"],
+)
+def test_a_device_that_builds_its_own_engine_needs_no_proxy(broken, tiny_llama, tmp_path):
+    assert compiled(tiny_llama, tmp_path, Scheme("int4", 32), "jetson-orin-nano") is None
+    no_engine = read_engines(tmp_path / "artifact").no_engine
+    assert broken in no_engine
+    assert f"no proxy: {no_engine}" in get_backend("tensorrt").not_run(tmp_path / "artifact")
+    assert read_recipe(tmp_path / "artifact").build.sm == (87,)
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("fp32", "weights fp32, activations fp32"),
+        ("fp16", "weights fp16, activations fp16"),
+        (Scheme("int8", None), "weights int8, activations fp16"),
+        (Scheme("int4", 32), "weights int4, activations fp16"),
+    ],
+    ids=str,
+)
+def test_a_recipe_has_a_safe_name_and_says_how_weights_are_stored(storage, words, tiny_llama, tmp_path):
+    job = canonical(tiny_llama, tmp_path, storage, "jetson-orin-nano")
+    plan = msgspec.structs.replace(job.plan, weights=storage, profile="../my profile; rm -rf $HOME")
+    settings = _device_settings(replace(job, plan=plan), profiles(job.model, 64))
+    assert re.fullmatch("llama-[0-9a-f]{12}", settings.name)
+    assert settings.precision == words
+
+
+def test_a_target_that_takes_engines_from_here_needs_the_compiler(tiny_llama, tmp_path, monkeypatch):
+    (tmp_path / "tensorrt_rtx_bindings.py").write_text("raise ImportError('libnvinfer.so.10')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingRuntimeError, match=r"libnvinfer\.so\.10") as caught:
+        compiled(tiny_llama, tmp_path, Scheme("int4", 32), "rtx-4060")
+    assert caught.value.exit_code == 6
 
 
 @pytest.mark.parametrize("target", [*AHEAD, *ON_DEVICE])
