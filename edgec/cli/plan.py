@@ -155,7 +155,9 @@ def _cost_rows(found: "Preflight") -> list[tuple[str, str]]:
         extra = sum(row.fallback_bytes for row in found.fallbacks if row.fallback == reason)
         cost = f"; {extra / _MIB:.1f} MiB more for a token" if extra else ""
         rows.append(("falls back", f"{count} x {reason}{cost}"))
-    return rows if reasons else [*rows, ("falls back", "nothing")]
+    if not reasons:
+        rows.append(("falls back", "nothing"))
+    return [*rows, *(("not certain", caveat) for caveat in dict.fromkeys(row.caveat for row in found.rows) if caveat)]
 
 
 _MIB = 2**20

@@ -22,6 +22,7 @@ class Row(msgspec.Struct, frozen=True):
         bytes_per_token: weights that it reads to decode one token.
         fallback: why it is not the kernel that the storage is meant for; None where it is.
         fallback_bytes: of `bytes_per_token`, what the fallback costs.
+        caveat: why the kernel is not certain; None where it is.
     """
 
     block: str
@@ -30,6 +31,7 @@ class Row(msgspec.Struct, frozen=True):
     bytes_per_token: int
     fallback: str | None = None
     fallback_bytes: int = 0
+    caveat: str | None = None
 
 
 class Preflight(msgspec.Struct, frozen=True):
@@ -82,7 +84,7 @@ def refuse_fallbacks(found: Preflight) -> None:
 def _row(operation: Operation, kernel: Kernel, scale_bytes: int) -> Row:
     if operation.kind != "matmul":
         size = f" {operation.size[0]} x {operation.size[1]}" if operation.size else ""
-        return Row(operation.block, f"{operation.name}{size}", kernel.name, 0, kernel.fallback)
+        return Row(operation.block, f"{operation.name}{size}", kernel.name, 0, kernel.fallback, 0, kernel.caveat)
     cols, rows = operation.size
     stored = storage_bytes(operation.storage or "fp32", rows, cols, scale_bytes)
     read = stored if kernel.read_as is None else int(rows * cols * kernel.read_as)
@@ -90,6 +92,5 @@ def _row(operation: Operation, kernel: Kernel, scale_bytes: int) -> Row:
     extra = 0
     if kernel.read_as is not None:
         extra = 2 * read if isinstance(operation.storage, Scheme) else read - stored
-    return Row(
-        operation.block, f"{operation.name} {cols} x {rows}", kernel.name, stored + extra, kernel.fallback, extra
-    )
+    name = f"{operation.name} {cols} x {rows}"
+    return Row(operation.block, name, kernel.name, stored + extra, kernel.fallback, extra, kernel.caveat)

@@ -15,6 +15,7 @@ AHEAD_OF_TIME = "tensorrt_rtx"
 """The runtime of targets that take engines compiled on another machine."""
 
 _CHANNEL_BLOCKS = (128, 64, 32, 16)
+_ON_DEVICE = "kernels are those of TensorRT-RTX; what the device's own TensorRT fuses shows when it builds the engine"
 _WIDENED = "the whole weight is widened to float16 in a kernel of its own"
 
 
@@ -35,7 +36,7 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     kernel = _kernel(operation, plan)
     if AHEAD_OF_TIME in target.runtimes:
         return kernel
-    return msgspec.structs.replace(kernel, name=f"{kernel.name}; as far as the device's TensorRT fuses")
+    return msgspec.structs.replace(kernel, caveat=_ON_DEVICE)
 
 
 def _kernel(operation: Operation, plan: Plan) -> Kernel:
