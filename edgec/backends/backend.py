@@ -50,13 +50,50 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a runtime keeps in memory for what an artifact stores; `bench/memory/resident.py` checks it.
+
+    Args:
+        runtime_bytes: what it takes for any model: its libraries, its kernels, the interpreter around it.
+        float_bytes: of one number of a float weight, which may be wider than the stored one.
+        weight_copies: of every weight, such as the one that is read and the one that kernels want; a token embedding
+            that is only looked up is there once.
+        more_scales: further copies of the scales of integers.
+        more_tied_fp16: further copies of a token embedding that is the output matrix too and is stored as float16.
+        staged_weights: copies of the largest weight that exist only while it is loaded.
+        cache_copies: of the key-value cache.
+        mlp_buffers: activations as wide as a layer's gate and up that are in memory at once.
+        attention_buffers: those as wide as the residual stream, queries, keys and values.
+        mask_bytes: for each pair of a new token and a token in the cache.
+        scores: copies of all heads' attention scores (new tokens x tokens in the cache).
+        unfused_scores: the same where attention is not one kernel.
+    """
+
+    runtime_bytes: int
+    float_bytes: int
+    mlp_buffers: int
+    attention_buffers: int
+    weight_copies: int = 1
+    more_scales: int = 0
+    more_tied_fp16: int = 0
+    staged_weights: int = 0
+    cache_copies: int = 1
+    mask_bytes: int = 0
+    scores: int = 0
+    unfused_scores: int = 0
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What a backend stores, and what it cannot.
+    """What a backend stores, what it cannot, and what its runtime takes.
 
     Args:
         scale_bytes: of one scale.
         activation_bytes: of one number between layers.
         cache_bytes: kind of key-value cache -> bytes of one number in it, scales included.
+        footprint: of its runtime.
+        fp32_activations: fp32 weights make activations and cache float32, and attention several kernels.
+        soft_caps: whether attention with a soft cap on its scores is one kernel.
         weights: how it takes weights; a target may have kernels for more, in another backend.
         zero_points: whether it takes asymmetric integers.
         accuracy_levels: of `Runtime.accuracy_level`, those that it can follow.
@@ -65,6 +102,9 @@ class Limits:
     scale_bytes: int
     activation_bytes: int
     cache_bytes: Mapping[str, float]
+    footprint: Footprint
+    fp32_activations: bool = False
+    soft_caps: bool = False
     weights: frozenset[str] = frozenset({"fp32", "fp16", "int8", "int4"})
     zero_points: bool = True
     accuracy_levels: frozenset[int] = frozenset({0, 1, 2, 3, 4})

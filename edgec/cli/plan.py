@@ -107,14 +107,16 @@ def _activations(plan: "Plan") -> str:
 
 
 def _memory_rows(plan: "Plan", target: "Target") -> list[tuple[str, str]]:
-    from edgec.spec.memory import PROMPT, usable_bytes
+    from edgec.backends.session import PROMPT
+    from edgec.spec.memory import usable_bytes
 
     need, usable = plan.estimate, usable_bytes(target)
     total = f"{need.total_bytes / _MIB:.1f} MiB"
     return [
-        ("memory: weights", f"{need.weight_bytes / _MIB:.1f} MiB"),
+        ("memory: weights", f"{need.weight_bytes / _MIB:.1f} MiB as the runtime keeps them"),
         ("memory: KV cache", f"{need.kv_cache_bytes / _MIB:.1f} MiB at full context, stored as {plan.kv_cache}"),
-        ("memory: activations", f"{need.activation_bytes / _MIB:.1f} MiB for a prompt of {PROMPT} tokens"),
+        ("memory: activations", f"{need.activation_bytes / _MIB:.1f} MiB for {PROMPT} tokens of a prompt at once"),
+        ("memory: runtime", f"{need.runtime_bytes / _MIB:.1f} MiB for itself and while it loads"),
         ("memory: all", total if usable is None else f"{total} of {usable / _MIB:.0f} MiB that a model may use"),
     ]
 

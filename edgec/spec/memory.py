@@ -1,4 +1,10 @@
-"""What a plan needs of the target's memory, from shapes alone."""
+"""What a plan needs of the target's memory, from shapes alone.
+
+Runtimes take more than an artifact's files: they widen, pack and copy weights, and keep buffers. How much more is in a
+backend's `Footprint`, found by measuring (`bench/memory/resident.py`): for models of more than 100 MB the estimate is
+meant to lie between the measured peak and about a third above it. It knows no CPU: one that computes in bfloat16 takes
+less for float weights in OpenVINO. TensorRT's is derived from its graph and its builder's log.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,31 +12,32 @@ from collections.abc import Mapping
 import msgspec
 
 from edgec.backends.backend import Limits
-from edgec.frontends.architecture import Decoder
+from edgec.backends.session import PROMPT
+from edgec.frontends.architecture import Decoder, Layer
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Storage
 from edgec.spec.target import Target
 
-# Activations grow with the prompt that is given at once.
-PROMPT = 512
-
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What the artifact will need.
+    """What running the artifact will need, for one row.
 
     Args:
-        weight_bytes: of all weights as the backend stores them.
+        weight_bytes: of all weights, in all the copies that the runtime keeps.
         kv_cache_bytes: at full context.
-        activation_bytes: between layers, for a prompt of `PROMPT` tokens or the context, and the logits of one token.
+        activation_bytes: between operations, for the last piece of a prompt that fills the context, and the logits of
+            one token.
+        runtime_bytes: what the runtime takes for any model, and to load the largest weight.
     """
 
     weight_bytes: int
     kv_cache_bytes: int
     activation_bytes: int
+    runtime_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_cache_bytes + self.activation_bytes
+        return self.weight_bytes + self.kv_cache_bytes + self.activation_bytes + self.runtime_bytes
 
 
 def estimate(
@@ -54,20 +61,27 @@ def estimate(
         kv_cache: a key of `limits.cache_bytes`.
         context: tokens in the cache.
     """
-    vocabulary = {decoder.embedding, decoder.head.weight if decoder.head else ""}
-    total = 0
-    for name, shape in shapes.items():
-        if len(shape) != 2:
-            total += 4 * math.prod(shape)
-        else:
-            total += storage_bytes(embedding if name in vocabulary else weights, *shape, limits.scale_bytes)
+    footprint = limits.footprint
+    tables = {decoder.embedding, decoder.head.weight if decoder.head else ""}
+    looked_up = None if decoder.tied else decoder.embedding
+    sizes = [
+        _resident_bytes(embedding if name in tables else weights, shape, limits, looked_up=name == looked_up)
+        for name, shape in shapes.items()
+    ]
+    if decoder.tied and embedding == "fp16":
+        sizes.append(math.prod(shapes[decoder.embedding]) * footprint.float_bytes * footprint.more_tied_fp16)
+    wide = 2 if limits.fp32_activations and weights == "fp32" else 1
     numbers = sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in decoder.layers) * context
-    cache = math.ceil(numbers * limits.cache_bytes[kv_cache])
-    return Estimate(total, cache, _activations(decoder, min(PROMPT, context)) * limits.activation_bytes)
+    return Estimate(
+        weight_bytes=sum(sizes),
+        kv_cache_bytes=math.ceil(numbers * limits.cache_bytes[kv_cache] * wide) * footprint.cache_copies,
+        activation_bytes=_activation_bytes(decoder, limits, context, limits.activation_bytes * wide, fused=wide == 1),
+        runtime_bytes=footprint.runtime_bytes + footprint.staged_weights * max(sizes),
+    )
 
 
 def storage_bytes(storage: Storage, rows: int, cols: int, scale_bytes: int) -> int:
-    """Return the size of a (rows = out, cols = in) weight."""
+    """Return the size of a (rows = out, cols = in) weight in an artifact."""
     if not isinstance(storage, Scheme):
         return rows * cols * (2 if storage == "fp16" else 4)
     groups = rows * storage.groups(cols)
@@ -81,11 +95,30 @@ def usable_bytes(target: Target) -> float | None:
     return None if target.memory_gib is None else target.memory_gib * target.memory_usable_fraction * 2**30
 
 
-def _activations(decoder: Decoder, tokens: int) -> int:
-    """Return how many numbers the widest layer has in flight: residual, branch, its own, and attention's scores."""
-    layer = max(decoder.layers, key=lambda layer: layer.mlp.up.size[1])
-    attention = layer.attention
-    projections = (attention.heads + 2 * attention.kv_heads) * attention.head_dim
-    inner = layer.mlp.up.size[1] * (2 if layer.mlp.gate else 1)
-    wide = max(projections + attention.heads * tokens, inner)
-    return tokens * (2 * decoder.hidden_size + wide) + decoder.vocab_size
+def _resident_bytes(storage: Storage, shape: tuple[int, ...], limits: Limits, *, looked_up: bool) -> int:
+    """Return what a weight takes in memory, in all its copies; what is only looked up is not packed for a kernel."""
+    footprint = limits.footprint
+    copies, more_scales = (1, 0) if looked_up else (footprint.weight_copies, footprint.more_scales)
+    if len(shape) != 2:
+        return 4 * math.prod(shape) * copies
+    stored = storage_bytes(storage, *shape, limits.scale_bytes)
+    if not isinstance(storage, Scheme):
+        return max(stored, math.prod(shape) * footprint.float_bytes) * copies
+    scales = shape[0] * storage.groups(shape[1]) * limits.scale_bytes
+    return stored * copies + scales * more_scales
+
+
+def _activation_bytes(decoder: Decoder, limits: Limits, context: int, number_bytes: int, *, fused: bool) -> int:
+    """Return the activations of the layer that has most, for the last piece of a prompt, and the logits of a token."""
+    footprint, tokens = limits.footprint, min(PROMPT, context)
+
+    def layer_bytes(layer: Layer) -> int:
+        attention = layer.attention
+        vectors = decoder.hidden_size + (attention.heads + 2 * attention.kv_heads) * attention.head_dim
+        inner = layer.mlp.up.size[1] * (2 if layer.mlp.gate else 1)
+        one_kernel = fused and (limits.soft_caps or not attention.softcap)
+        scores = attention.heads * (footprint.scores if one_kernel else footprint.unfused_scores)
+        linear = footprint.attention_buffers * vectors + footprint.mlp_buffers * inner
+        return tokens * (linear * number_bytes + context * (scores * number_bytes + footprint.mask_bytes))
+
+    return max(map(layer_bytes, decoder.layers)) + 4 * decoder.vocab_size

@@ -178,13 +178,20 @@ def _check_memory(target: Target, profile: Profile, need: Estimate, fits: Callab
     usable = usable_bytes(target)
     if usable is None or need.total_bytes <= usable:
         return
-    gib = 2**30
     fitting = [other.name for other in list_profiles() if fits(other)]
     raise PlanError(
-        f"profile '{profile.name}' needs {need.weight_bytes / gib:.2f} GiB for weights, "
-        f"{need.kv_cache_bytes / gib:.2f} GiB for the KV cache and {need.activation_bytes / gib:.2f} GiB for "
-        f"activations; target '{target.name}' can use {usable / gib:.2f} GiB",
+        f"profile '{profile.name}' needs {_mib(need.total_bytes)} MiB: {_mib(need.weight_bytes)} for weights, "
+        f"{_mib(need.kv_cache_bytes)} for the KV cache, {_mib(need.activation_bytes)} for activations and "
+        f"{_mib(need.runtime_bytes)} for the runtime; target '{target.name}' can use {int(usable / _MIB):,} MiB",
         hint=f"profiles that fit: {', '.join(fitting)}"
         if fitting
         else "no shipped profile fits: write one with a smaller context_length, or choose a smaller model",
     )
+
+
+def _mib(size_bytes: int) -> str:
+    """Return MiB rounded up: what does not fit then never prints as what can be used, which is rounded down."""
+    return f"{math.ceil(size_bytes / _MIB):,}"
+
+
+_MIB = 2**20

@@ -39,10 +39,11 @@ def test_a_plan_survives_its_own_json(planned):
     assert planned(profile="int8").sha256() != plan.sha256()
 
 
-@pytest.mark.parametrize(("profile", "share"), [("fp32", 1.0), ("fp16", 0.5), ("int8", 0.27), ("int4", 0.16)])
+@pytest.mark.parametrize(("profile", "share"), [("fp32", 1.0), ("fp16", 0.5), ("int8", 0.26), ("int4", 0.15)])
 def test_the_estimate_is_near_the_artifact(planned, profile, share):
-    whole = planned(profile="fp32").estimate.weight_bytes
-    assert planned(profile=profile).estimate.weight_bytes == pytest.approx(share * whole, rel=0.1)
+    # TensorRT keeps weights as they are stored; what others make of them is in test_memory.py.
+    whole = planned("rtx-4060", "fp32").estimate.weight_bytes
+    assert planned("rtx-4060", profile).estimate.weight_bytes == pytest.approx(share * whole, rel=0.1)
 
 
 def test_what_does_not_fit_is_refused(planned):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.backends.backend import Limits
+from edgec.backends.backend import Footprint, Limits
 from edgec.errors import require
 from edgec.spec.operation import Kernel, Operation
 
@@ -22,8 +22,25 @@ if TYPE_CHECKING:
 MARKER = "openvino_model.xml"
 EXTRA = "openvino"
 PACKAGES = ("openvino", "openvino-tokenizers")
+# Measured with OpenVINO 2026.4, computing in float32; a CPU that computes in bfloat16 needs less. Weights are there
+# twice: mapped from the file (float16 ones widened), and packed for the kernels. The cache grows by doubling, and what
+# its old buffers took is not always used again. After a prompt's first piece, attention writes the scores of all heads.
 LIMITS = Limits(
-    scale_bytes=2, activation_bytes=4, cache_bytes={"float": 2, "int8": 1.125}, accuracy_levels=frozenset({0, 1, 4})
+    scale_bytes=2,
+    activation_bytes=4,
+    cache_bytes={"float": 2, "int8": 1.125},
+    accuracy_levels=frozenset({0, 1, 4}),
+    footprint=Footprint(
+        runtime_bytes=192 << 20,
+        float_bytes=4,
+        weight_copies=2,
+        cache_copies=2,
+        mlp_buffers=7,
+        attention_buffers=1,
+        mask_bytes=16,
+        scores=1,
+        unfused_scores=5,
+    ),
 )
 
 

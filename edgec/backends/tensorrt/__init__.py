@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.backends.backend import Limits
+from edgec.backends.backend import Footprint, Limits
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
@@ -23,10 +23,25 @@ if TYPE_CHECKING:
 MARKER = "tensorrt.json"
 EXTRA = "tensorrt"
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
+# Derived, not measured: past and present are inputs and outputs of the engine, so both are there. Activations, mask and
+# scores are what TensorRT-RTX 1.7 says of the engines that it builds ("Total Activation Memory" of SmolLM2-135M: 18 MB
+# in fp16 with 2048 tokens, 33 MB with 8192, 106 MB in fp32 with 2048). Of `runtime_bytes`, 51 MB are kernels, in every
+# engine; the rest is a guess of what a CUDA context and TensorRT's libraries take. A Jetson, with one memory for all,
+# has the engine's file there once more while it loads, and needs more than this to build it.
 LIMITS = Limits(
     scale_bytes=2,
     activation_bytes=2,
     cache_bytes={"float": 2},
+    fp32_activations=True,
+    footprint=Footprint(
+        runtime_bytes=384 << 20,
+        float_bytes=2,
+        cache_copies=2,
+        mlp_buffers=3,
+        attention_buffers=3,
+        mask_bytes=5,
+        unfused_scores=2,
+    ),
     weights=frozenset({"fp32", "fp16", "fp8", "int8", "int4", "nvfp4"}),
     zero_points=False,
 )
