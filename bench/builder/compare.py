@@ -1,8 +1,8 @@
 """Build SmolLM2-135M to int4 g32 with edgec and with onnxruntime-genai's model builder, and race the artifacts.
 
-Both read the same float32 Hugging Face directory and write symmetric int4 in blocks of 32 with int8 activations
-(accuracy level 4). The artifacts are run by one runner, edgec's, in one process, in turn. Writes
-bench/results/builder.json and .md.
+Both read the same float32 Hugging Face directory and write symmetric int4 in blocks of 32, rounded to nearest, with
+int8 activations (accuracy level 4); edgec's int4 profile, which calibrates and searches scales, is built as well. The
+artifacts are run by one runner, edgec's, in one process, in turn. Writes bench/results/builder.json and .md.
 """
 
 import json
@@ -28,11 +28,11 @@ WORK = smollm2.WORK
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def build_edgec(source: Path) -> paired.Process:
-    out = WORK / "edgec-int4"
+def build_edgec(source: Path, profile: str, name: str) -> paired.Process:
+    out = WORK / name
     shutil.rmtree(out, ignore_errors=True)
     edgec = str(Path(sys.executable).parent / "edgec")
-    return paired.run([edgec, "build", str(source), "--profile", "int4", "--out", str(out), "--no-verify"])
+    return paired.run([edgec, "build", str(source), "--profile", profile, "--out", str(out), "--no-verify"])
 
 
 def build_peer(source: Path) -> paired.Process:
@@ -60,15 +60,30 @@ def race(artifact: Path) -> object:
     return once
 
 
+def build_seconds(builds: dict[str, list[paired.Process]], name: str) -> dict[str, list[float]]:
+    return {"edgec": [b.seconds for b in builds[name]], "peer": [b.seconds for b in builds["peer"]]}
+
+
+def build_megabytes(builds: dict[str, list[paired.Process]], name: str) -> dict[str, list[float]]:
+    return {"edgec": [b.peak_bytes / 1e6 for b in builds[name]], "peer": [b.peak_bytes / 1e6 for b in builds["peer"]]}
+
+
 def main() -> None:
     source = smollm2.huggingface()
-    builds = paired.interleave(ROUNDS_BUILD, edgec=lambda: build_edgec(source), peer=lambda: build_peer(source))
+    builds = paired.interleave(
+        ROUNDS_BUILD,
+        edgec=lambda: build_edgec(source, str(Path(__file__).parent / "rtn.toml"), "edgec-int4"),
+        search=lambda: build_edgec(source, "int4", "edgec-int4-search"),
+        peer=lambda: build_peer(source),
+    )
     artifacts = {"edgec": WORK / "edgec-int4" / "artifact", "peer": WORK / "peer-int4"}
     races = paired.interleave(ROUNDS_SPEED, **{name: race(path) for name, path in artifacts.items()})
     size = {n: sum(f.stat().st_size for f in p.iterdir() if ".onnx" in f.name) for n, p in artifacts.items()}
     figures = {
-        "build, s": {n: [b.seconds for b in builds[n]] for n in builds},
-        "build peak memory, MB": {n: [b.peak_bytes / 1e6 for b in builds[n]] for n in builds},
+        "build, s": build_seconds(builds, "edgec"),
+        "build with scale search, s": build_seconds(builds, "search"),
+        "build peak memory, MB": build_megabytes(builds, "edgec"),
+        "the same with scale search, MB": build_megabytes(builds, "search"),
         "prefill, tokens/s": {n: [r[0] for r in races[n]] for n in races},
         "decode, tokens/s": {n: [r[1] for r in races[n]] for n in races},
         "model files, MB": {n: [size[n] / 1e6] * 2 for n in size},

@@ -13,9 +13,10 @@ from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError
 from edgec.evaluate.corpus import read_text
 from edgec.frontends.architecture import Decoder
+from edgec.quantize.scheme import NVFP4_GROUP, Scheme
 from edgec.spec.load import list_profiles
 from edgec.spec.memory import Estimate, estimate, usable_bytes
-from edgec.spec.operation import Storage
+from edgec.spec.operation import Storage, operations
 from edgec.spec.profile import Calibration, Profile, Verify
 from edgec.spec.target import Target
 
@@ -104,6 +105,7 @@ def resolve(
             hint="give it a [gpu] with its sm, and [runtimes] with tensorrt or tensorrt_rtx",
         )
     _check_weights(target, profile, limits, chosen)
+    _check_blocks(decoder, profile)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
 
     def need(wanted: Profile) -> Estimate:
@@ -172,6 +174,19 @@ def _check_weights(target: Target, profile: Profile, limits: Limits, backend: st
             f"'{profile.name}' asks for",
             hint=f"it has: {', '.join(limits.cache_bytes)}",
         )
+
+
+def _check_blocks(decoder: Decoder, profile: Profile) -> None:
+    storages = (profile.weights.storage(), (profile.embedding or profile.weights).storage())
+    for operation in operations(decoder, *storages):
+        if isinstance(operation.storage, Scheme) and operation.storage.dtype == "nvfp4":
+            cols = operation.size[0 if operation.kind == "matmul" else 1]
+            if cols % NVFP4_GROUP:
+                raise PlanError(
+                    f"blocks of {NVFP4_GROUP} do not divide the {cols} inputs of a weight, as nvfp4 asks",
+                    where=f"{operation.block}, {operation.name}",
+                    hint="choose a profile with fp8 or int4 weights",
+                )
 
 
 def _check_memory(target: Target, profile: Profile, need: Estimate, fits: Callable[[Profile], bool]) -> None:

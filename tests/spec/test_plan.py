@@ -59,3 +59,10 @@ def test_weights_without_kernels_are_refused(planned):
 def test_a_backend_that_the_target_lacks(planned):
     with pytest.raises(PlanError, match="no backend 'tensorrt'"):
         planned(backend="tensorrt")
+
+
+def test_blocks_that_nvfp4_cannot_write_are_refused(make_llama, tmp_path):
+    checkpoint = open_checkpoint(make_llama(tmp_path, hidden_size=72, num_attention_heads=4, num_key_value_heads=4))
+    with pytest.raises(PlanError, match="blocks of 16 do not divide the 72 inputs") as caught:
+        resolve(checkpoint, describe(checkpoint), load_target("rtx-5090"), load_profile("nvfp4"))
+    assert caught.value.where == "layers.0.attention, q"
