@@ -139,6 +139,14 @@ class Backend(Protocol):
     PACKAGES: tuple[str, ...]
     LIMITS: Limits
 
+    def require_compiler(self, target: "Target") -> None:
+        """Make sure, before any work, that the packages are installed which compile for `target`.
+
+        Raises:
+            MissingRuntimeError: one is not.
+        """
+        ...
+
     def compile_decoder(self, job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
         """Write the artifact into the empty directory `folder`; `tick` is called for each weight that is written.
 

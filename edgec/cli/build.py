@@ -42,16 +42,20 @@ def command(
     CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id. The bundle appears whole or not at all. Exit code
     1 means that it was built, but is outside the profile's bounds.
     """
+    from edgec.backends.backend import get_backend
     from edgec.errors import OutputError
 
     opened, decoder, device, plan, kernels = resolve_plan(
         checkpoint, target, profile, backend, ignore_config, no_fallback
     )
-    bundle = out or Path(f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{target}-{profile}")
+    bundle = out or Path(
+        f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{plan.target}-{plan.profile}"
+    )
     if bundle.exists():
         raise OutputError(f"'{bundle}' exists already", hint="choose another name with --out, or remove it first")
     require("torch", "build")
     require("onnx_ir", "build")
+    get_backend(plan.backend).require_compiler(device)
     corpus = None if no_verify else _corpus(opened.tokenizer_files(), plan, eval_text)
 
     from edgec.build import build

@@ -153,7 +153,7 @@ def _print(sides: list["Side"], mode: str, corpus: "Corpus", layers: "Comparison
     predictions = layers.predictions
     summary = [(name, f"{side.kind} {side.path}") for name, side in zip("AB", sides, strict=True)]
     summary.append(("compared", f"{corpus.windows.shape[1]} tokens of {corpus.name}, {shipped}"))
-    if drop := layers.largest_drop():
+    if (drop := layers.largest_drop()) and drop[1] > 0:
         summary.append(("largest drop", f"{drop[0].name}, by {drop[1]:.1f} dB"))
     summary += [
         ("KL divergence", f"{predictions.mean_kl:.2e} +- {predictions.mean_kl_se:.1e} nats"),

@@ -70,7 +70,7 @@ def _quality(report: Report) -> str:
         "## Quality",
         f"Shipped mode{_in_place(report)} against the source checkpoint, {text}.",
         _table(("", "value", "standard error"), rows),
-        _integers(v.integers),
+        _integers(v.integers, "The engine's graph" if report.not_run else "The artifact"),
         (
             f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest "
             f"difference of a logit {v.exact.max_error:.2e}, {v.exact.relative_error:.2e} of their standard deviation "
@@ -83,12 +83,10 @@ def _quality(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _integers(integers: Integers) -> str:
+def _integers(integers: Integers, what: str) -> str:
     if integers.different:
         return f"Not the canonical graph's integers: {', '.join(integers.different)}."
-    return (
-        f"The artifact holds the canonical graph's integers, bit for bit, in all {integers.weights} quantized weights."
-    )
+    return f"{what} holds the canonical graph's integers, bit for bit, in all {integers.weights} quantized weights."
 
 
 def _speed(report: Report) -> str:

@@ -150,7 +150,7 @@ def _check_weights(target: Target, profile: Profile, limits: Limits, backend: st
             raise PlanError(
                 f"target '{target.name}' has no kernels for {weights.dtype} weights, which profile "
                 f"'{profile.name}' asks for",
-                hint=f"it takes: {', '.join(target.weight_dtypes)}",
+                hint=f"it takes: {', '.join(sorted(limits.weights & set(target.weight_dtypes)))}",
             )
         if weights.dtype not in limits.weights:
             raise PlanError(

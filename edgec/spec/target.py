@@ -6,6 +6,7 @@ import msgspec
 
 Backend = Literal["onnx_cpu", "openvino", "tensorrt"]
 WeightDtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "nvfp4"]
+Version = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)*$")]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -60,5 +61,5 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_usable_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.75
     memory_bandwidth_gbps: Positive | None = None
     gpu: Gpu | None = None
-    runtimes: dict[str, tuple[str, ...]] = {}
+    runtimes: dict[str, Annotated[tuple[Version, ...], msgspec.Meta(min_length=1)]] = {}
     sources: dict[str, str]

@@ -103,6 +103,14 @@ def test_integers_and_logits(writer, kind, storage, source, tmp_path):
     assert built.exact_error() < 1e-4
 
 
+@pytest.mark.parametrize("cols", [160, 288])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_last_group_with_fewer_blocks_than_the_others(writer, cols, source, tmp_path):
+    built = Built(writer, source("llama", intermediate_size=cols), tmp_path, Scheme("int4", 128))
+    assert check_integers(built.model, built.backend.read_codes(built.artifact)).different == ()
+    assert built.exact_error() < 1e-4
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("writer", ["onnx_cpu", "openvino"])
 def test_zero_points(writer, tied, source, tmp_path):
@@ -141,7 +149,7 @@ def test_generation_gives_the_last_logits_of_evaluation(writer, kind, source, tm
     assert settings.context_length == 64
 
 
-@pytest.mark.parametrize(("profile", "storage"), [("int4", INT4), ("int8", INT8), ("fp16", "fp16")])
+@pytest.mark.parametrize(("profile", "storage"), [("int4", INT4), ("int8", INT8), ("fp16", "fp16"), ("fp32", "fp32")])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_trained_model_in_shipped_mode(writer, profile, storage, tmp_path):
     source = STORYTELLER / "checkpoint"

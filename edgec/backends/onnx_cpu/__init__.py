@@ -44,6 +44,11 @@ CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
 
+def require_compiler(target: "Target") -> None:
+    """Return: the `build` extra has all that it takes; see `edgec.backends.backend.Backend`."""
+    del target
+
+
 def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
     from edgec.backends.onnx_cpu.compile import compile_decoder

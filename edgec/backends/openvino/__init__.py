@@ -44,10 +44,16 @@ LIMITS = Limits(
 )
 
 
-def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
-    """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+def require_compiler(target: "Target") -> None:
+    """Make sure that OpenVINO is installed, whatever the target; see `edgec.backends.backend.Backend`."""
+    del target
     require("openvino", EXTRA)
     require("openvino_tokenizers", EXTRA)
+
+
+def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
+    """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+    require_compiler(job.target)
     from edgec.backends.openvino.compile import compile_decoder
 
     return compile_decoder(job, folder, tick)
@@ -93,6 +99,7 @@ def weight_bytes_per_token(artifact: Path) -> int:
 def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
     """Yield the integers of an artifact."""
     require("openvino", EXTRA)
+    require("onnx_ir", "build")
     from edgec.backends.openvino.codes import read_codes
 
     return read_codes(artifact)

@@ -24,10 +24,10 @@ def write_tokenizer(folder: Path) -> tuple[str, ...]:
     try:
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
         tokenizer, detokenizer = convert_tokenizer(fast, with_detokenizer=True)
+        converted, own = ov.compile_model(tokenizer, "CPU"), Tokenizer.from_directory(folder)
+        wrong = [probe for probe in _PROBES if converted([probe])["input_ids"][0].tolist() != own.encode(probe)]
     except Exception as error:  # noqa: BLE001 - the package raises whatever it meets
         return (f"no openvino_tokenizer.xml: openvino_tokenizers cannot convert the tokenizer: {error}; {_SO}",)
-    converted, own = ov.compile_model(tokenizer, "CPU"), Tokenizer.from_directory(folder)
-    wrong = [probe for probe in _PROBES if converted([probe])["input_ids"][0].tolist() != own.encode(probe)]
     if wrong:
         texts = ", ".join(map(repr, wrong))
         return (f"no openvino_tokenizer.xml: what openvino_tokenizers makes gives other tokens for {texts}; {_SO}",)

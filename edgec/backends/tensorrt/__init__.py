@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgec.backends.backend import Footprint, Limits
+from edgec.errors import require
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
@@ -47,8 +48,17 @@ LIMITS = Limits(
 )
 
 
+def require_compiler(target: "Target") -> None:
+    """Make sure that what compiles for `target` is installed; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.tensorrt.kernels import AHEAD_OF_TIME
+
+    if AHEAD_OF_TIME in target.runtimes:
+        require("tensorrt_rtx_bindings", EXTRA, load=False)  # the compiler's own process loads it
+
+
 def compile_decoder(job: "Job", folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a decoder; see `edgec.backends.backend.Backend`."""
+    require_compiler(job.target)
     from edgec.backends.tensorrt.compile import compile_decoder
 
     return compile_decoder(job, folder, tick)
@@ -66,6 +76,7 @@ def open_session(
         from edgec.backends.tensorrt.engine_session import EngineSession
 
         return EngineSession(artifact, *found, mode, max_length=max_length)
+    require("onnx_ir", "build")
     from edgec.backends.tensorrt.session import GraphSession
 
     return GraphSession(artifact, mode, threads=threads, max_length=max_length)
@@ -114,6 +125,7 @@ def weight_bytes_per_token(artifact: Path) -> int:
 
 def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":
     """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
+    require("onnx_ir", "build")
     from edgec.backends.tensorrt.states import trace
 
     return trace(artifact, input_ids, mode)
@@ -121,6 +133,7 @@ def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iter
 
 def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
     """Yield the integers of an artifact."""
+    require("onnx_ir", "build")
     from edgec.backends.tensorrt.codes import read_codes
 
     return read_codes(artifact)

@@ -19,7 +19,6 @@ from edgec.backends.tensorrt.profiles import profiles
 from edgec.backends.tensorrt.recipe import MODEL_FILE, Profile, Settings, write_recipe
 from edgec.backends.tensorrt.refusal import NOT_OF_THE_GRAPH, note_nodes, refusal
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
-from edgec.errors import require
 from edgec.graph.write import write_weights
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Storage
@@ -41,8 +40,6 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tu
     gpu = job.target.gpu
     assert gpu is not None
     ahead = AHEAD_OF_TIME in job.target.runtimes
-    if ahead:
-        require("tensorrt_rtx_bindings", "tensorrt", load=False)  # the worker loads it
     lowered, notes = write_graph(job, folder, tick, old=not ahead)
     shapes = profiles(lowered, job.plan.context_length)
     if ahead:

@@ -66,7 +66,7 @@ def _requantize(graph: ir.Graph, node: ir.Node, half: ir.DataType) -> None:
     inputs_axis = 0 if stored.transposed else 1
     ragged = group is not None and groups * group != cols
     codes = _padded_codes(graph, stored, groups * group) if group and ragged else node.inputs[0]
-    scales = _half_scales(graph, stored, groups if group else None, half)
+    scales = _half_scales(graph, stored, group, half)
     attributes = {"axis": inputs_axis, "block_size": group} if group else {"axis": 1 - inputs_axis}
     nodes = [ir.node("DequantizeLinear", [codes, scales], attributes, name=node.name)]
     nodes[0].outputs[0].name = str(node.outputs[0].name)
@@ -95,17 +95,19 @@ def _padded_codes(graph: ir.Graph, stored: StoredCodes, cols: int) -> ir.Value:
     return lazy(graph, name, dtype, (cols, rows) if stored.transposed else (rows, cols), load)
 
 
-def _half_scales(graph: ir.Graph, stored: StoredCodes, groups: int | None, half: ir.DataType) -> ir.Value:
-    rows = stored.shape[0]
+def _half_scales(graph: ir.Graph, stored: StoredCodes, group: int | None, half: ir.DataType) -> ir.Value:
+    """Return scales for groups that are as large as the stored ones or divide them."""
+    rows, cols = stored.shape
+    groups = -(-cols // group) if group else 0
 
     def load() -> NDArray[Any]:
         scales = stored.scales().astype(_numpy(half))
-        if groups is None:
+        if group is None:
             return np.ascontiguousarray(scales[:, 0])
-        whole = np.repeat(scales, -(-groups // scales.shape[1]), axis=1)[:, :groups]
+        whole = np.repeat(scales, (stored.scheme.group or cols) // group, axis=1)[:, :groups]
         return np.ascontiguousarray(whole.T if stored.transposed else whole)
 
-    shape = (rows,) if groups is None else (rows, groups)
+    shape = (rows,) if group is None else (rows, groups)
     return lazy(graph, f"{stored.name}.half_scales", half, shape[::-1] if stored.transposed else shape, load)
 
 

@@ -22,6 +22,8 @@ _HARMLESS = frozenset(
 def watch(graph: ir.Graph) -> tuple[str, ...]:
     """Add an output with the largest magnitude of each float16 activation, and return their names, in its order."""
     watched = list(_activations(graph))
+    if not watched:
+        return ()
     axis = constant(graph, "extremes.axis", np.array([0], np.int64))
     largest = []
     for value in watched:

@@ -4,6 +4,7 @@ The graph is strongly typed, but ONNX Runtime's CPU kernels compute float16 in f
 engine. What float16 cannot hold is found in exact mode (see `overflow.py`).
 """
 
+import errno
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -145,28 +146,31 @@ def graph_for(path: Path, mode: Mode, folder: Path) -> tuple[Path, tuple[str, ..
     """
     try:
         model = ir.load(path)
-    except Exception as error:  # protobuf's and onnx_ir's errors have no base class in common
-        raise BundleError(
-            f"the graph cannot be read: {error}", where=str(path), hint="copy or build it again"
-        ) from error
-    expanded = expand_nvfp4(model)  # ONNX Runtime has no kernel for FLOAT4
-    if mode == "generate" and expanded is model:
-        return path, ()
-    watched: tuple[str, ...] = ()
-    if mode != "generate":
-        all_logits(expanded)
-    if mode == "exact":
-        watched = watch(expanded.graph)
-        _widen(expanded.graph)
-    try:
+        expanded = expand_nvfp4(model)  # ONNX Runtime has no kernel for FLOAT4
+        if mode == "generate" and expanded is model:
+            return path, ()
+        watched: tuple[str, ...] = ()
+        if mode != "generate":
+            all_logits(expanded)
+        if mode == "exact":
+            watched = watch(expanded.graph)
+            _widen(expanded.graph)
         ir.save(expanded, folder / MODEL_FILE, external_data="data", size_threshold_bytes=1024)
     except OSError as error:
-        raise OutputError(
-            f"cannot write a scratch copy of the graph: {error.strerror or error}",
-            where=str(folder),
-            hint="free some space, or set TMPDIR to another disk",
-        ) from error
+        if error.errno == errno.ENOSPC:
+            raise OutputError(
+                f"cannot write a scratch copy of the graph: {error.strerror}",
+                where=str(folder),
+                hint="free some space, or set TMPDIR to another disk",
+            ) from error
+        raise _unreadable(path, error) from error
+    except Exception as error:  # protobuf's and onnx_ir's errors have no base class in common
+        raise _unreadable(path, error) from error
     return folder / MODEL_FILE, watched
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(f"the graph cannot be read: {error}", where=str(path), hint="copy or build it again")
 
 
 def _widen(graph: ir.Graph) -> None:

@@ -10,7 +10,7 @@ from edgec.backends.tensorrt.compile import write_graph
 from edgec.backends.tensorrt.session import GraphSession
 from edgec.backends.tensorrt.states import trace
 from edgec.checkpoint.open import open_checkpoint
-from edgec.errors import PlanError
+from edgec.errors import BundleError, PlanError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.spec.load import load_profile, load_target
@@ -20,10 +20,10 @@ IDS = np.arange(3, 23)[None]
 LARGEST = 65504
 
 
-def write_artifact(source, folder, target):
+def write_artifact(source, folder, target, profile="fp16"):
     checkpoint, device = open_checkpoint(source), load_target(target)
     decoder = describe(checkpoint)
-    plan = resolve(checkpoint, decoder, device, load_profile("fp16"), "tensorrt")
+    plan = resolve(checkpoint, decoder, device, load_profile(profile), "tensorrt")
     model = emit(decoder, checkpoint, checkpoint.read, plan.context_length)
     folder.mkdir()
     job = Job(model, decoder, plan, device, checkpoint.config, {})
@@ -59,3 +59,18 @@ def test_a_residual_stream_beyond_float16_is_no_error(target, tmp_path):
     exact = GraphSession(artifact, "exact").step(IDS)
     assert np.isfinite(exact).all()
     np.testing.assert_allclose(logits, exact, atol=0.02 * exact.std())
+
+
+def test_in_float32_nothing_is_watched(make_llama, tmp_path):
+    source = make_llama(tmp_path / "source")
+    artifact = write_artifact(source, tmp_path / "artifact", "rtx-4060", "fp32")
+    assert np.isfinite(GraphSession(artifact, "exact").step(IDS)).all()
+
+
+@pytest.mark.parametrize("mode", ["generate", "evaluate", "exact"])
+def test_a_truncated_weights_file_is_refused(mode, make_llama, tmp_path):
+    artifact = write_artifact(make_llama(tmp_path / "source"), tmp_path / "artifact", "rtx-4060")
+    with (artifact / "model.onnx.data").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(BundleError, match="the graph"):
+        GraphSession(artifact, mode)
