@@ -151,7 +151,7 @@ def _cost_rows(found: "Preflight") -> list[tuple[str, str]]:
 
     time = found.memory_ms_per_token
     floor = "" if time is None else f", at least {time:.2f} ms at the target's memory bandwidth"
-    rows = [("weights read for a token", f"{found.bytes_per_token / _MIB:.1f} MiB{floor}")]
+    rows = [("memory read for a token", f"{found.bytes_per_token / _MIB:.1f} MiB{floor}")]
     reasons = Counter(row.fallback for row in found.fallbacks)
     for reason, count in reasons.items():
         extra = sum(row.fallback_bytes for row in found.fallbacks if row.fallback == reason)

@@ -45,12 +45,14 @@ class Kernel(msgspec.Struct, frozen=True):
         name: the runtime's name for it, and how it computes.
         fallback: why it is not the kernel that the storage is meant for; None where it is.
         read_as: bytes that one weight takes when the kernel reads it, where that differs from how it is stored.
+        spills: how many times attention writes its scores to memory and reads them again, between kernels.
         caveat: why this is not certain; None where it is.
     """
 
     name: str
     fallback: str | None = None
     read_as: float | None = None
+    spills: int = 0
     caveat: str | None = None
 
 

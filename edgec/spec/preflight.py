@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edgec.backends.backend import get_backend
+from edgec.backends.backend import Limits, get_backend
 from edgec.errors import PlanError
 from edgec.frontends.architecture import Decoder
 from edgec.quantize.scheme import Scheme
@@ -19,7 +19,7 @@ class Row(msgspec.Struct, frozen=True):
         block: where it is, such as `layers.3.mlp`.
         operation: what it is, with its size.
         kernel: what runs it.
-        bytes_per_token: weights that it reads to decode one token.
+        bytes_per_token: weights that it reads to decode one token, and what a fallback moves besides.
         fallback: why it is not the kernel that the storage is meant for; None where it is.
         fallback_bytes: of `bytes_per_token`, what the fallback costs.
         caveat: why the kernel is not certain; None where it is.
@@ -39,7 +39,7 @@ class Preflight(msgspec.Struct, frozen=True):
 
     Args:
         rows: one for each operation, in the order of the graph.
-        bytes_per_token: weights read to decode one token.
+        bytes_per_token: weights read to decode one token, and what fallbacks move, with a full cache.
         memory_ms_per_token: the time that this takes at the target's memory bandwidth, a lower bound of the time of a
             token; None where the bandwidth is not known.
     """
@@ -58,7 +58,7 @@ def preflight(decoder: Decoder, plan: Plan, target: Target) -> Preflight:
     """Return the kernels that a plan's operations get on its target."""
     backend = get_backend(plan.backend)
     rows = tuple(
-        _row(operation, backend.kernel_of(operation, plan, target), backend.LIMITS.scale_bytes)
+        _row(operation, backend.kernel_of(operation, plan, target), plan, backend.LIMITS)
         for operation in operations(decoder, plan.weights, plan.embedding)
     )
     total = sum(row.bytes_per_token for row in rows)
@@ -81,12 +81,15 @@ def refuse_fallbacks(found: Preflight) -> None:
         )
 
 
-def _row(operation: Operation, kernel: Kernel, scale_bytes: int) -> Row:
+def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits) -> Row:
     if operation.kind != "matmul":
         size = f" {operation.size[0]} x {operation.size[1]}" if operation.size else ""
-        return Row(operation.block, f"{operation.name}{size}", kernel.name, 0, kernel.fallback, 0, kernel.caveat)
+        scores = operation.attention.heads * plan.context_length * limits.activation_bytes if operation.attention else 0
+        moved = 2 * kernel.spills * scores
+        name = f"{operation.name}{size}"
+        return Row(operation.block, name, kernel.name, moved, kernel.fallback, moved, kernel.caveat)
     cols, rows = operation.size
-    stored = storage_bytes(operation.storage or "fp32", rows, cols, scale_bytes)
+    stored = storage_bytes(operation.storage or "fp32", rows, cols, limits.scale_bytes)
     read = stored if kernel.read_as is None else int(rows * cols * kernel.read_as)
     # A weight that is widened first is read, written and read again.
     extra = 0

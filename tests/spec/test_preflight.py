@@ -229,3 +229,21 @@ def test_an_int8_cache_is_refused_where_there_is_none(llama):
     assert resolve(checkpoint, decoder, target, wishes, "openvino").kv_cache == "int8"
     with pytest.raises(PlanError, match="no int8 key-value cache"):
         resolve(checkpoint, decoder, target, wishes, "onnx_cpu")
+
+
+@pytest.mark.parametrize(
+    ("target", "backend", "spills", "number"), [("x86-avx2", "openvino", 3, 4), ("rtx-4060", None, 2, 2)]
+)
+def test_scores_that_are_written_to_memory_cost(target, backend, spills, number, tmp_path):
+    save_random("gemma2", tmp_path)
+    planned = Planned(tmp_path, target, backend)
+    rows = [row for row in planned.kernels.rows if row.operation == "attention"]
+    heads, context = 4, 64
+    assert {row.fallback_bytes for row in rows} == {2 * spills * heads * context * number}
+    assert planned.kernels.bytes_per_token == sum(row.bytes_per_token for row in planned.kernels.rows)
+
+
+def test_openvino_may_compute_in_bfloat16_where_a_cpu_can(llama):
+    for target, may in (("x86-avx512-vnni", True), ("cpu", True), ("intel-nuc", False)):
+        caveats = {row.caveat for row in Planned(llama, target, "openvino").kernels.rows if row.caveat}
+        assert any("bfloat16" in caveat for caveat in caveats) == may

@@ -3,6 +3,8 @@
 Source: the CPU plugin of OpenVINO 2026.4: its fusions, and its fully connected kernels on compressed weights.
 """
 
+import msgspec
+
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Kernel, Operation
 from edgec.spec.plan import Plan
@@ -31,7 +33,13 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
         case "lookup":
             return Kernel("Gather")
         case _:
-            return _matmul(operation, plan, target)
+            return msgspec.structs.replace(_matmul(operation, plan, target), caveat=_bfloat16(target))
+
+
+def _bfloat16(target: Target) -> str | None:
+    """Return that floats may be bfloat16, on targets that AVX-512 or nothing is known of."""
+    may = not target.isa or any(name.startswith(("avx512", "amx")) for name in target.isa)
+    return "on a CPU with AVX512_BF16 or AMX, OpenVINO computes in bfloat16 what is float here" if may else None
 
 
 def _attention(operation: Operation, plan: Plan) -> Kernel:
@@ -41,6 +49,7 @@ def _attention(operation: Operation, plan: Plan) -> Kernel:
         return Kernel(
             f"MatMul, Tanh, Softmax, MatMul; {cache} cache",
             "OpenVINO's attention has no soft cap: scores are written to memory between four kernels",
+            spills=3,
         )
     rope = ", RoPE" if operation.attention.rope else ""
     return Kernel(f"ScaledDotProductAttentionWithKVCache{rope}; {cache} cache")

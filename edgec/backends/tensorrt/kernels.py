@@ -58,9 +58,10 @@ def _attention(operation: Operation, plan: Plan) -> Kernel:
     assert operation.attention is not None
     apart = "MatMul, Softmax, MatMul"
     if plan.weights == "fp32":
-        return Kernel(f"{apart}, float32", "TensorRT has no attention kernel for float32")
+        return Kernel(f"{apart}, float32", "TensorRT has no attention kernel for float32", spills=2)
     if operation.attention.softcap:
-        return Kernel(f"{apart}, float16", "TensorRT's attention has no soft cap: scores are written to memory")
+        reason = "TensorRT's attention has no soft cap: scores are written to memory"
+        return Kernel(f"{apart}, float16", reason, spills=2)
     return Kernel("Attention, float16")
 
 
