@@ -71,6 +71,36 @@ def check_length(max_length: int | None, context: int, artifact: Path) -> int:
     return max_length or context
 
 
+def check_batch(batch: int) -> None:
+    """Make sure that a batch has a row.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if batch < 1:
+        raise UsageError(f"a batch has at least one row, not {batch}")
+
+
+def check_rewind(session: Session, length: int) -> None:
+    """Make sure that `session` holds the tokens that it is to go back to.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if not 0 <= length <= session.length:
+        raise UsageError(f"cannot go back to {length} tokens: the cache holds {session.length}")
+
+
+def token_feed(session: Session, input_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Return the canonical graph's inputs, but for the cache, that append tokens (batch, new) to a session."""
+    total = session.length + input_ids.shape[1]
+    return {
+        "input_ids": np.ascontiguousarray(input_ids, np.int64),
+        "attention_mask": np.ones((session.batch, total), np.int64),
+        "position_ids": np.tile(np.arange(session.length, total), (session.batch, 1)),
+    }
+
+
 def check_ids(session: Session, input_ids: NDArray[np.int64], artifact: Path) -> None:
     """Make sure that `session` can take these tokens; runtimes do not check ids in every kernel that gathers.
 

@@ -63,6 +63,11 @@ def pack_nibbles(codes: NDArray[Any]) -> NDArray[np.uint8]:
     return np.bitwise_or(np.bitwise_and(flat[0::2], 0x0F, dtype=np.uint8), high)
 
 
+def signed_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Return 4-bit codes in two's complement (0..15) as the numbers -8..7."""
+    return (codes ^ 8).view(np.int8) - np.int8(8)
+
+
 def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the 4-bit codes of `packed` as uint8 0..15 (two's complement for signed ones), in `shape`."""
     flat = np.empty(2 * packed.size, np.uint8)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.graph.rewrite import constant
-from edgec.graph.store import Store, pack_nibbles, raw_bytes, shape_of, unpack_nibbles
+from edgec.graph.store import Store, pack_nibbles, raw_bytes, shape_of, signed_nibbles, unpack_nibbles
 from edgec.graph.tags import BLOCK, SOURCE
 from edgec.quantize.scheme import Dtype, Scheme
 
@@ -222,7 +222,7 @@ def _array(tensor: ir.TensorProtocol) -> NDArray[Any]:
     shape = shape_of(tensor)
     if tensor.dtype.bitwidth == 4:
         codes = unpack_nibbles(raw_bytes(tensor), shape)
-        return (codes ^ 8).view(np.int8) - np.int8(8) if tensor.dtype == ir.DataType.INT4 else codes
+        return signed_nibbles(codes) if tensor.dtype == ir.DataType.INT4 else codes
     if tensor.dtype == ir.DataType.FLOAT8E4M3FN:
         return raw_bytes(tensor).reshape(shape)
     return raw_bytes(tensor).view(tensor.dtype.numpy()).reshape(shape)

@@ -15,8 +15,8 @@ from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import Cache, GrowingCache, SharedCache, Slot
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.settings import Decoder, read_settings
-from edgec.backends.session import check_ids, check_length, in_pieces
-from edgec.errors import BundleError, UsageError
+from edgec.backends.session import check_batch, check_ids, check_length, check_rewind, in_pieces
+from edgec.errors import BundleError
 
 Ids = NDArray[np.int64]
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -76,8 +76,7 @@ class OnnxCpuSession:
 
     def reset(self, batch: int = 1) -> None:
         """Forget everything, and take `batch` rows from now on."""
-        if batch < 1:
-            raise UsageError(f"a batch has at least one row, not {batch}")
+        check_batch(batch)
         self.batch, self.length = batch, 0
         self._binding = self._session.io_binding()
         self._cache: Cache = (
@@ -91,8 +90,7 @@ class OnnxCpuSession:
 
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        check_rewind(self, length)
         self._cache.rewind(length)
         self.length = length
 

@@ -8,8 +8,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgec.backends.openvino import MARKER
 from edgec.graph.rows import split_rows
-from edgec.graph.store import unpack_nibbles
+from edgec.graph.store import signed_nibbles, unpack_nibbles
 from edgec.graph.weights import Codes
 from edgec.quantize.scheme import Scheme
 
@@ -19,7 +20,7 @@ _SCHEMES = {"i4": ("int4", True), "u4": ("int4", False), "i8": ("int8", True), "
 
 def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
     """Yield (name, integers) of each weight that the model keeps as integers; columns may count padding."""
-    model = ov.Core().read_model(artifact / "openvino_model.xml")
+    model = ov.Core().read_model(artifact / MARKER)
     constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
     for name, constant in constants.items():
         if not name.endswith(".codes"):
@@ -36,7 +37,7 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
 
 def weight_bytes_per_token(artifact: Path) -> int:
     """Return the size of all constants that some matmul reads."""
-    model = ov.Core().read_model(artifact / "openvino_model.xml")
+    model = ov.Core().read_model(artifact / MARKER)
     waiting = [op.input_value(1).get_node() for op in model.get_ops() if op.get_type_name() == "MatMul"]
     sizes: dict[str, int] = {}
     while waiting:
@@ -53,4 +54,4 @@ def _integers(constant: Any, scheme: Scheme) -> NDArray[Any]:
     if scheme.bits == 8:
         return np.array(data)
     codes = unpack_nibbles(data.reshape(-1).view(np.uint8), shape)
-    return (codes ^ 8).view(np.int8) - np.int8(8) if scheme.symmetric else codes
+    return signed_nibbles(codes) if scheme.symmetric else codes

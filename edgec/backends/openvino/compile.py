@@ -7,6 +7,7 @@ from pathlib import Path
 import openvino as ov
 
 from edgec.backends.backend import Job
+from edgec.backends.openvino import MARKER
 from edgec.backends.openvino.lower import lower
 from edgec.backends.openvino.tokenizer import write_tokenizer
 from edgec.backends.openvino.weights import Weights
@@ -15,7 +16,6 @@ from edgec.generate.tokenizer import TOKENIZER
 from edgec.graph.store import Store
 from edgec.spec.plan import Plan
 
-MODEL_FILE = "openvino_model.xml"
 _SCRATCH = "weights.tmp"
 
 
@@ -31,7 +31,7 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tu
         model = lower(job.model, weights)
         for name, value in runtime_options(job.plan).items():
             model.set_rt_info(value, ["runtime_options", name])
-        ov.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
+        ov.save_model(model, folder / MARKER, compress_to_fp16=False)
         del model  # before the memory that it reads
     (folder / _SCRATCH).unlink()
     return remarks

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from edgec.backends.backend import Mode
-from edgec.backends.session import check_ids, check_length, in_pieces
+from edgec.backends.openvino import MARKER
+from edgec.backends.session import check_batch, check_ids, check_length, check_rewind, in_pieces, token_feed
 from edgec.backends.settings import read_settings
-from edgec.errors import BundleError, UsageError
+from edgec.errors import BundleError
 
 Ids = NDArray[np.int64]
 # Float32 all through: what is left against the canonical graph is rounding.
@@ -55,7 +56,7 @@ class OpenVinoSession:
         self.vocab_size = settings.vocab_size
         self.batch, self.length = 1, 0
         self._last_only = mode == "generate"
-        self._path = directory / "openvino_model.xml"
+        self._path = directory / MARKER
         properties = {"PERFORMANCE_HINT": "LATENCY", **(EXACT if mode == "exact" else {}), **(config or {})}
         if threads:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
@@ -70,25 +71,18 @@ class OpenVinoSession:
         return in_pieces(self._run, input_ids, last_only=self._last_only)
 
     def _run(self, input_ids: Ids) -> NDArray[np.float32]:
-        total = self.length + input_ids.shape[1]
-        feed = {
-            "input_ids": np.ascontiguousarray(input_ids, np.int64),
-            "attention_mask": np.ones((self.batch, total), np.int64),
-            "position_ids": np.tile(np.arange(self.length, total), (self.batch, 1)),
-            "beam_idx": self._rows,
-        }
+        feed = {**token_feed(self, input_ids), "beam_idx": self._rows}
         try:
             results = self._request.infer({name: value for name, value in feed.items() if name in self._inputs})
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot run the model: {error}", where=str(self._path)) from error
-        self.length = total
+        self.length += input_ids.shape[1]
         self._rows = np.arange(self.batch, dtype=np.int32)
         return np.array(results["logits"], np.float32)
 
     def reset(self, batch: int = 1) -> None:
         """Forget everything, and take `batch` rows from now on."""
-        if batch < 1:
-            raise UsageError(f"a batch has at least one row, not {batch}")
+        check_batch(batch)
         self._request.reset_state()
         self.batch, self.length = batch, 0
         self._rows = np.arange(batch, dtype=np.int32)
@@ -101,8 +95,7 @@ class OpenVinoSession:
 
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        check_rewind(self, length)
         for state in self._request.query_state():
             state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
         self.length = length

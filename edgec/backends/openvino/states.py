@@ -8,6 +8,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode, is_hidden_state
+from edgec.backends.openvino import MARKER
 from edgec.backends.openvino.session import EXACT, OpenVinoSession
 from edgec.errors import BundleError
 
@@ -16,7 +17,7 @@ def trace(artifact: Path, input_ids: NDArray[np.int64], mode: Mode) -> Iterator[
     """Yield the hidden states and the logits of one prompt; see `edgec.backends.backend.Backend`."""
     # An output more ends a fusion, and bfloat16 then rounds elsewhere: the logits are those of the model as it ships.
     logits = OpenVinoSession(artifact, mode).step(input_ids)
-    path = artifact / "openvino_model.xml"
+    path = artifact / MARKER
     feed = {
         "input_ids": input_ids,
         "attention_mask": np.ones_like(input_ids),

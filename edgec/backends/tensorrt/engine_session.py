@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import Slot
-from edgec.backends.session import check_ids, check_length
+from edgec.backends.session import check_ids, check_length, check_rewind
 from edgec.backends.settings import read_settings
 from edgec.backends.tensorrt.cuda import Device, Gpu
 from edgec.backends.tensorrt.engine import Engine
@@ -86,8 +86,7 @@ class EngineSession:
 
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        check_rewind(self, length)
         if 0 < length < self.length:
             self._device.use()
             for slot, past, present in zip(self._program.slots, self._pasts, self._presents, strict=True):

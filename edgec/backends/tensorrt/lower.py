@@ -11,7 +11,6 @@ Source: NVIDIA TensorRT documentation, strongly typed networks and quantized typ
 import re
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -101,7 +100,7 @@ def _half_scales(graph: ir.Graph, stored: StoredCodes, group: int | None, half: 
     groups = -(-cols // group) if group else 0
 
     def load() -> NDArray[Any]:
-        scales = stored.scales().astype(_numpy(half))
+        scales = stored.scales().astype(half.numpy())
         if group is None:
             return np.ascontiguousarray(scales[:, 0])
         whole = np.repeat(scales, (stored.scheme.group or cols) // group, axis=1)[:, :groups]
@@ -192,7 +191,3 @@ def _cast_initializer(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> No
     narrowed = _cast(graph, value, half, f"{value.name}.narrow", before=first)
     for node, index in readers:
         node.replace_input_with(index, narrowed)
-
-
-def _numpy(dtype: ir.DataType) -> Any:
-    return ml_dtypes.bfloat16 if dtype == ir.DataType.BFLOAT16 else dtype.numpy()

@@ -2,16 +2,16 @@
 
 import onnx_ir as ir
 
+from edgec.backends.session import PROMPT
 from edgec.backends.tensorrt.recipe import Profile, Shapes
 
-# A longer prompt is given in pieces: the activations of the largest piece are memory that the engine sets aside.
-_PROMPT = 512
 _USUAL_PROMPT = 128
 
 
 def profiles(model: ir.Model, context_length: int) -> tuple[Profile, ...]:
     """Return the profiles "prefill" and "decode" for one row and at most `context_length` tokens."""
-    prompt, usual = min(_PROMPT, context_length), min(_USUAL_PROMPT, context_length)
+    # The activations of the largest piece of a prompt are memory that the engine sets aside.
+    prompt, usual = min(PROMPT, context_length), min(_USUAL_PROMPT, context_length)
     past = context_length - 1
     prefill = _profile(model, "prefill", new=(1, usual, prompt), past=(0, 0, past), total=(1, usual, context_length))
     half = context_length // 2

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode
 from edgec.backends.onnx_cpu.cache import GrowingCache, Slot
-from edgec.backends.session import check_ids, check_length, in_pieces
+from edgec.backends.session import check_batch, check_ids, check_length, check_rewind, in_pieces, token_feed
 from edgec.backends.settings import read_settings
 from edgec.backends.tensorrt.logits import all_logits
 from edgec.backends.tensorrt.overflow import EXTREMES, refuse_overflow, watch
 from edgec.backends.tensorrt.recipe import MODEL_FILE
-from edgec.errors import BundleError, OutputError, UsageError
+from edgec.errors import BundleError, OutputError
 from edgec.graph.nvfp4 import expand_nvfp4
 
 Ids = NDArray[np.int64]
@@ -70,12 +70,7 @@ class GraphSession:
         return in_pieces(self._run, input_ids, last_only=self._last_only)
 
     def _run(self, input_ids: Ids) -> NDArray[np.float32]:
-        total = self.length + input_ids.shape[1]
-        feed = {
-            "input_ids": np.ascontiguousarray(input_ids, np.int64),
-            "attention_mask": np.ones((self.batch, total), np.int64),
-            "position_ids": np.tile(np.arange(self.length, total), (self.batch, 1)),
-        }
+        feed = token_feed(self, input_ids)
         binding = self._session.io_binding()
         for name in feed.keys() & self._inputs:
             binding.bind_cpu_input(name, feed[name])
@@ -84,7 +79,7 @@ class GraphSession:
         self._cache.bind(binding)
         self._session.run_with_iobinding(binding)
         self._cache.collect(binding)
-        self.length = total
+        self.length += input_ids.shape[1]
         outputs = binding.get_outputs()
         if self._watched:
             refuse_overflow(self._watched, outputs[1].numpy(), str(self._path))
@@ -93,8 +88,7 @@ class GraphSession:
 
     def reset(self, batch: int = 1) -> None:
         """Forget everything, and take `batch` rows from now on."""
-        if batch < 1:
-            raise UsageError(f"a batch has at least one row, not {batch}")
+        check_batch(batch)
         self.batch, self.length = batch, 0
         self._cache = GrowingCache(self._slots, batch)
 
@@ -105,8 +99,7 @@ class GraphSession:
 
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"cannot go back to {length} tokens: the cache holds {self.length}")
+        check_rewind(self, length)
         self._cache.rewind(length)
         self.length = length
 
@@ -174,14 +167,14 @@ def _unreadable(path: Path, error: Exception) -> BundleError:
 
 
 def _widen(graph: ir.Graph) -> None:
-    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    half = ir.DataType.FLOAT16
     for name, value in graph.initializers.items():
-        if value.dtype in half and value.const_value is not None:
+        if value.dtype == half and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() in half:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == half:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
     for value in (*graph.inputs, *graph.outputs):
-        if value.dtype in half:
+        if value.dtype == half:
             value.type = ir.TensorType(ir.DataType.FLOAT)
