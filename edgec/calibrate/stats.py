@@ -1,8 +1,13 @@
 """What calibration knows of the inputs of one weight matrix."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+Needs = Literal["nothing", "importance", "hessian", "block"]
+"""What an algorithm wants to know: nothing but the weights, how much flows into each input, how inputs go together
+(which includes the former), or the block around the matrix, to run it."""
 
 
 @dataclass(frozen=True)
@@ -11,6 +16,11 @@ class Stats:
 
     Args:
         importance: (cols,) float32, the mean square of each input: finite, and 0 for an input that is always 0.
+        largest: (cols,) float32, the largest absolute value of each input, where it was asked for.
+        hessian: (cols, cols) float32, the mean over tokens of x x^T, symmetric, where it was asked for; its diagonal
+            is `importance`.
     """
 
     importance: torch.Tensor
+    largest: torch.Tensor | None = None
+    hessian: torch.Tensor | None = None

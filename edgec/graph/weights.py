@@ -16,6 +16,8 @@ from edgec.quantize.scheme import Dtype, Scheme
 
 Kind = Literal["matrix", "table"]
 _TYPES: dict[tuple[Dtype, bool], ir.DataType] = {
+    ("int3", True): ir.DataType.INT4,
+    ("int3", False): ir.DataType.UINT4,
     ("int4", True): ir.DataType.INT4,
     ("int4", False): ir.DataType.UINT4,
     ("int8", True): ir.DataType.INT8,

@@ -5,7 +5,9 @@ from typing import Literal
 
 import msgspec
 
-Dtype = Literal["int4", "int8", "fp8", "nvfp4"]
+Dtype = Literal["int3", "int4", "int8", "fp8", "nvfp4"]
+_BITS: dict[Dtype, int] = {"int3": 3, "int4": 4, "nvfp4": 4}
+
 NVFP4_GROUP = 16
 
 
@@ -14,7 +16,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Codes are integers or small floats. Symmetric integers are signed (int4: -8..7, int8: -128..127) around 0;
     asymmetric ones are unsigned with a zero point. fp8 is E4M3 with one scale per output. nvfp4 is E2M1 in groups of
-    16 with E4M3 scales, and a float32 scale for the whole matrix.
+    16 with E4M3 scales, and a float32 scale for the whole matrix. int3 is for studies: graphs store it in four bits.
 
     Raises:
         ValueError: fp8 or nvfp4 with other groups, asymmetric, or not rounded to nearest.
@@ -43,7 +45,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def bits(self) -> int:
-        return 4 if self.dtype in ("int4", "nvfp4") else 8
+        return _BITS.get(self.dtype, 8)
 
     @property
     def low(self) -> int:

@@ -33,13 +33,13 @@ class QuantizedTensor:
         cols = self.codes.shape[1]
         width = self.scheme.group or cols
         scales = (self.scales * self.global_scale).repeat_interleave(width, dim=1)[:, :cols]
-        codes = _DECODE[self.scheme.dtype](self.codes)
+        codes = _DECODE.get(self.scheme.dtype, torch.Tensor.float)(self.codes)
         if self.zero_points is not None:
             codes -= self.zero_points.to(torch.float32).repeat_interleave(width, dim=1)[:, :cols]
         return codes * scales
 
 
-_DECODE = {"int4": torch.Tensor.float, "int8": torch.Tensor.float, "fp8": decode_e4m3, "nvfp4": decode_e2m1}
+_DECODE = {"fp8": decode_e4m3, "nvfp4": decode_e2m1}
 
 
 def as_float16(scale: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ Choose = Callable[[ir.Value, Kind], Scheme | str]
 
 def needs_stats(chosen: Scheme | str) -> bool:
     """Say whether weights that are stored so are quantized better after calibration."""
-    return isinstance(chosen, Scheme) and bool(_algorithm(chosen).NEEDS_STATS)
+    return isinstance(chosen, Scheme) and _algorithm(chosen).NEEDS != "nothing"
 
 
 def quantize_weights(

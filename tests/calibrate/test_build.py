@@ -69,7 +69,7 @@ def test_every_matrix_is_quantized_with_its_statistics(make, story_text, monkeyp
     algorithm = weights._algorithm
 
     class Spy:
-        NEEDS_STATS = True
+        NEEDS = "importance"
 
         def __init__(self, scheme):
             self.module = algorithm(scheme)

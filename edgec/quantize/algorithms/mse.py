@@ -16,13 +16,13 @@ from functools import partial
 
 import torch
 
-from edgec.calibrate.stats import Stats
+from edgec.calibrate.stats import Needs, Stats
 from edgec.quantize.algorithms._pieces import Rows, by_pieces
 from edgec.quantize.algorithms.rtn import covering
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor, as_float16
 
-NEEDS_STATS = True
+NEEDS: Needs = "importance"
 
 # The range of a group's weights, over the range that its codes cover: above 1, the largest weights are clipped.
 _RANGES = (0.9, 1.0, 1.1, 1.2, 1.3)

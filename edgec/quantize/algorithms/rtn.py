@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 
-from edgec.calibrate.stats import Stats
+from edgec.calibrate.stats import Needs, Stats
 from edgec.quantize import fp8, nvfp4
 from edgec.quantize.algorithms._pieces import Rows, by_pieces
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor, as_float16
 
-NEEDS_STATS = False
+NEEDS: Needs = "nothing"
 
 
 def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> QuantizedTensor:
