@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ bench-openvino:  ## build time, memory, speed and perplexity beside optimum-inte
 
 bench-memory: $(STAMP)  ## peak memory of building a random 1.5 B-parameter model
 	$(BIN)/python bench/memory/run.py
+
+bench-quality:  ## quality of the quantized weights beside six peers; TEXT is a file to calibrate and measure on
+	bash bench/quality/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

@@ -14,11 +14,13 @@ from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
 from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
 from edgec.bundle.stage import staged
-from edgec.calibrate.importance import measure_importance
-from edgec.calibrate.stats import Stats
+from edgec.calibrate.cache import cache_dir, key
+from edgec.calibrate.dataset import Dataset, load_dataset
+from edgec.calibrate.overlap import check_overlap
+from edgec.calibrate.ranges import measure_clips
 from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.errors import UsageError
-from edgec.evaluate.corpus import Corpus, load_corpus
+from edgec.evaluate.corpus import Corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
 from edgec.evaluate.verify import blame, broken_bounds, check_exact, compare
@@ -27,15 +29,20 @@ from edgec.frontends.decoder import emit
 from edgec.generate.tokenizer import Tokenizer
 from edgec.graph.blocks import cut
 from edgec.graph.store import Store
-from edgec.graph.weights import Kind
+from edgec.graph.weights import matrix_name
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.latency import DecoderLatency, measure_decoder
 from edgec.measure.memory import peak_rss_bytes, peak_rss_of_children_bytes
+from edgec.quantize.activations import multiplied, quantize_activations
+from edgec.quantize.cache import cached, quantize_cache
+from edgec.quantize.results import Results
+from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.transforms import ROTATION
+from edgec.quantize.transforms.quarot import rotate
 from edgec.quantize.weights import needs_stats, quantize_weights
-from edgec.report.model import EvaluationText, Report, Stage, Verification
+from edgec.report.model import Blame, EvaluationText, Report, Stage, Verification
 from edgec.report.page import page
-from edgec.spec.operation import Storage
-from edgec.spec.plan import CalibrationText, Plan, encode_plan
+from edgec.spec.plan import Plan, encode_plan
 from edgec.spec.target import Target
 
 Tick = Callable[[str], object]
@@ -72,10 +79,10 @@ def build(
         The report, also when its verification failed: the bundle is then written too, for a look at it.
 
     Raises:
-        EdgecError: the checkpoint is refused, the output cannot be written, or the texts of calibration and evaluation
-            are the same.
+        EdgecError: the checkpoint is refused, the output cannot be written, or the text of calibration cannot be used,
+            changed since it was planned with, or is also that of evaluation.
     """
-    calibration = _calibration(plan, corpus)
+    dataset = _dataset(checkpoint.tokenizer_files(), plan, corpus)
     stages: list[Stage] = []
     backend = get_backend(plan.backend)
     with _no_collection(), staged(out) as folder:
@@ -85,23 +92,32 @@ def build(
         with _stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
             source = _emit(decoder, checkpoint, plan)
-        stats: dict[str, Stats] = {}
-        if calibration is not None:
+            canonical = _turned(_emit(decoder, checkpoint, plan), decoder, plan)
+        results = None
+        if dataset is not None and _is_calibrated(plan):
             with _stage(stages, "calibrate"):
-                stats = _calibrate(source, tokenizer_files, calibration, scratch, say)
+                results = _calibrate(canonical, decoder, dataset, plan, say("calibrate", 0))
+                results.put_floats(canonical)
         with _stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
             tick = say("quantize", _count_weights(decoder))
-            canonical = quantize_weights(_emit(decoder, checkpoint, plan), _choice(plan), store, tick, stats)
+            known = results.codes if results else lambda _: None
+            quantize_weights(canonical, lambda value, _: plan.storage_of(matrix_name(value)), store, tick, known)
+        shipped = canonical
+        if dataset is not None and _has_ranges(plan):
+            with _stage(stages, "find ranges"):
+                shipped = _with_ranges(canonical, plan, dataset, scratch, say)
         with _stage(stages, "compile"):
             tick = say("compile", 0)
-            job = Job(canonical, decoder, plan, target, checkpoint.config, tokenizer_files)
+            job = Job(shipped, decoder, plan, target, checkpoint.config, tokenizer_files)
             remarks = backend.compile_decoder(job, artifact, tick)
         (folder / PLAN).write_bytes(encode_plan(plan))
         verification = latency = None
         not_run = backend.not_run(artifact)
         if corpus is not None:
             with _stage(stages, "verify"):
-                verification = _verify(source, canonical, backend, plan, corpus, scratch, artifact, say)
+                verification = _verify(
+                    source, decoder, canonical, shipped, backend, plan, corpus, scratch, artifact, say
+                )
         if corpus is not None and not_run is None:
             with _stage(stages, "measure"):
                 latency = _measure(backend, artifact, plan, say)
@@ -115,7 +131,7 @@ def build(
             verification=verification,
             latency=latency,
             not_run=not_run,
-            remarks=remarks,
+            remarks=(*(dataset.remarks if dataset else ()), *(results.remarks if results else ()), *remarks),
             environment=fingerprint(),
         )
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
@@ -153,40 +169,71 @@ def _count_weights(decoder: Decoder) -> int:
     return per_layer + (1 if decoder.tied else 2)
 
 
-def _calibration(plan: Plan, corpus: Corpus | None) -> CalibrationText | None:
-    """Return the text to calibrate on, None where algorithms look at weights alone."""
-    if plan.calibration is None or not (needs_stats(plan.weights) or needs_stats(plan.embedding)):
+def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | None) -> Dataset | None:
+    """Return what to calibrate on, None where algorithms look at weights alone."""
+    text = plan.calibration
+    if text is None or not (_has_ranges(plan) or _is_calibrated(plan)):
         return None
-    if corpus is not None and plan.calibration.sha256 == corpus.sha256:
-        raise UsageError(
-            "the text of calibration is the one that quality is measured on",
-            where=plan.calibration.text,
-            hint="measure on another text, with --eval-text",
-        )
-    return plan.calibration
-
-
-def _calibrate(
-    source: ir.Model, tokenizer_files: dict[str, bytes], text: CalibrationText, scratch: Path, say: Say
-) -> dict[str, Stats]:
     tokenizer = Tokenizer.from_files(tokenizer_files)
-    corpus = load_corpus(text.text, tokenizer, tokens=text.tokens, window=text.window, purpose="calibration")
-    return measure_importance(source, corpus.windows, scratch, say("calibrate", 0))
+    dataset = load_dataset(text.files, tokenizer, tokens=text.tokens, window=text.window, seed=text.seed)
+    changed = [name for name, sha256 in dataset.sha256.items() if sha256 != text.files[name]]
+    if changed:
+        raise UsageError("the calibration text is not what was planned with", where=changed[0], hint="build again")
+    shared = () if corpus is None else check_overlap(dataset, corpus, tokenizer)
+    return msgspec.structs.replace(dataset, remarks=(*dataset.remarks, *shared))
 
 
-def _choice(plan: Plan) -> Callable[[ir.Value, Kind], Storage]:
-    """Return what the plan says about each weight: tables and output matrices follow `embedding`."""
+def _turned(model: ir.Model, decoder: Decoder, plan: Plan) -> ir.Model:
+    """Return a float graph with the plan's rotation, if it has one."""
+    return rotate(model, decoder) if ROTATION in plan.transforms else model
 
-    def choose(value: ir.Value, kind: Kind) -> Storage:
-        is_head = any(use.node.name == "lm_head" for use in value.uses())
-        return plan.embedding if kind == "table" or is_head else plan.weights
 
-    return choose
+def _is_calibrated(plan: Plan) -> bool:
+    """Say whether the weights are quantized better after calibration."""
+    return bool(_scalings(plan)) or any(map(needs_stats, plan.storages()))
+
+
+def _scalings(plan: Plan) -> tuple[str, ...]:
+    return tuple(name for name in plan.transforms if name != ROTATION)
+
+
+def _calibrate(model: ir.Model, decoder: Decoder, dataset: Dataset, plan: Plan, tick: Tick) -> Results:
+    """Quantize the weights with what the text shows; what is on disk already is not done again."""
+    assert plan.calibration is not None
+    files = (part for file in plan.source.files.items() for part in file)
+    source = key(*files, repr(decoder), str(ROTATION in plan.transforms))
+    recipe = Recipe(source, plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps)
+    return quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick)
+
+
+def _has_ranges(plan: Plan) -> bool:
+    """Say whether activations or the cache are rounded with scales that calibration finds."""
+    return plan.static is not None or _has_static_cache(plan)
+
+
+def _has_static_cache(plan: Plan) -> bool:
+    return plan.kv_cache == "int8" and get_backend(plan.backend).LIMITS.static_cache
+
+
+def _with_ranges(canonical: ir.Model, plan: Plan, dataset: Dataset, scratch: Path, say: Say) -> ir.Model:
+    """Return the canonical graph with rounded activations and cache, in ranges that its own weights give."""
+    shipped = canonical
+    measure = partial(measure_clips, canonical, windows=dataset.windows, folder=scratch, tick=say("find ranges", 0))
+    if plan.static is not None:
+        parts = dict.fromkeys(multiplied(canonical, plan.static.matrices), 1)
+        clips = measure(parts, method=plan.static.range)
+        ranges = {name: (-float(clip), float(clip)) for name, (clip,) in clips.items()}
+        shipped = quantize_activations(shipped, plan.static.matrices, ranges)
+    if _has_static_cache(plan):
+        shipped = quantize_cache(shipped, measure(cached(canonical), method="minmax"))
+    return shipped
 
 
 def _verify(
     source: ir.Model,
+    decoder: Decoder,
     canonical: ir.Model,
+    shipped: ir.Model,
     backend: Backend,
     plan: Plan,
     corpus: Corpus,
@@ -200,12 +247,16 @@ def _verify(
     tick = say("verify", len(original.blocks) + len(windows))
 
     open_session = partial(backend.open_session, artifact, max_length=length)
-    integers = check_integers(canonical, backend.read_codes(artifact))
+    integers = check_integers(shipped, backend.read_codes(artifact), backend.read_scales(artifact))
     exact = check_exact(partial(open_session, "exact"), quantized, windows[0], plan.verify.max_logit_error)
-    shipped = compare(original, partial(open_session, "evaluate"), windows, tick)
-    failures = broken_bounds(integers, exact, shipped, plan.verify)
-    guilty = blame(original, quantized.blocks, windows, say("find the cause", 8)) if failures else ()
-    return Verification(integers, exact, shipped, failures, guilty)
+    found = compare(original, partial(open_session, "evaluate"), windows, tick)
+    failures = broken_bounds(integers, exact, found, plan.verify)
+    guilty: tuple[Blame, ...] = ()
+    if failures:
+        # Blocks of a rotated model fit those of a rotated source.
+        turned = Streamed(cut(_turned(source, decoder, plan)), scratch)
+        guilty = blame(turned, cut(shipped), windows, say("find the cause", 8))
+    return Verification(integers, exact, found, failures, guilty)
 
 
 def _text(corpus: Corpus | None) -> EvaluationText | None:

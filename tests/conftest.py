@@ -1,7 +1,7 @@
 """A tiny Llama in Hugging Face layout, written without transformers, for tests that need a whole checkpoint."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,15 @@ def _weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
     if not config["tie_word_embeddings"]:
         weights["lm_head.weight"] = matrix(config["vocab_size"], hidden)
     return weights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what builds calibrate away from the user's own cache; all tests share it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEC_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -91,23 +91,27 @@ class Limits:
         scale_bytes: of one scale.
         activation_bytes: of one number between layers.
         cache_bytes: kind of key-value cache -> bytes of one number in it, scales included.
+        static_cache: whether an int8 cache takes scales from calibration; else its runtime finds them.
         footprint: of its runtime.
         fp32_activations: fp32 weights make activations and cache float32, and attention several kernels.
         soft_caps: whether attention with a soft cap on its scores is one kernel.
         weights: how it takes weights; a target may have kernels for more, in another backend.
         zero_points: whether it takes asymmetric integers.
         accuracy_levels: of `Runtime.accuracy_level`, those that it can follow.
+        activations: what it can multiply integer weights with: "float", "dynamic" or "static" int8.
     """
 
     scale_bytes: int
     activation_bytes: int
     cache_bytes: Mapping[str, float]
     footprint: Footprint
+    static_cache: bool = False
     fp32_activations: bool = False
     soft_caps: bool = False
     weights: frozenset[str] = frozenset({"fp32", "fp16", "int8", "int4"})
     zero_points: bool = True
     accuracy_levels: frozenset[int] = frozenset({0, 1, 2, 3, 4})
+    activations: frozenset[str] = frozenset({"float", "dynamic", "static"})
 
 
 class Settings(Protocol):
@@ -192,6 +196,10 @@ class Backend(Protocol):
 
     def read_codes(self, artifact: Path) -> "Iterator[tuple[str, Codes]]":
         """Yield (name of the canonical weight, integers) from an artifact's own files, one in memory at a time."""
+        ...
+
+    def read_scales(self, artifact: Path) -> Mapping[str, tuple[float, ...]]:
+        """Return the scales of activations and of the cache that an artifact's own files hold, by canonical name."""
         ...
 
     def trace(

@@ -56,7 +56,7 @@ def command(
     require("torch", "build")
     require("onnx_ir", "build")
     get_backend(plan.backend).require_compiler(device)
-    corpus = None if no_verify else _corpus(opened.tokenizer_files(), plan, eval_text)
+    corpus = None if no_verify else evaluation_corpus(opened.tokenizer_files(), plan, eval_text)
 
     from edgec.build import build
 
@@ -92,7 +92,8 @@ def _advice(verification: "Verification") -> str:
     )
 
 
-def _corpus(tokenizer_files: dict[str, bytes], plan: "Plan", text: Path | None) -> "Corpus":
+def evaluation_corpus(tokenizer_files: dict[str, bytes], plan: "Plan", text: Path | None) -> "Corpus":
+    """Return the text that quality is measured on: `text`, or the one that the plan names."""
     from edgec.evaluate.corpus import load_corpus
     from edgec.generate.tokenizer import Tokenizer
 
@@ -104,19 +105,20 @@ def _corpus(tokenizer_files: dict[str, bytes], plan: "Plan", text: Path | None) 
 def _integers(found: "Integers") -> str:
     if found.different:
         return f"{len(found.different)} of {found.weights} weights differ from the canonical graph"
+    scales = f", and the scales of {found.activations} activations" if found.activations else ""
     return (
-        f"{found.weights} weights as in the canonical graph, bit for bit"
+        f"{found.weights} weights as in the canonical graph, bit for bit{scales}"
         if found.weights
         else "no weights are integers"
     )
 
 
 def _show(plan: "Plan", report: "Report") -> None:
-    from edgec.report.page import describe_storage
+    from edgec.report.page import storage_rows
 
     size = sum(report.size_bytes.values())
     rows = [
-        ("weights", describe_storage(plan.weights)),
+        *storage_rows(plan),
         ("size", f"{size / 2**20:.1f} MiB"),
         ("build", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in report.stages)),
         ("peak memory", f"{max(s.peak_rss_bytes for s in report.stages) / 2**20:.0f} MiB"),

@@ -43,15 +43,14 @@ def _bundle(path: Path, as_json: bool) -> None:
 
 
 def _show_bundle(manifest: "Manifest", plan: "Plan") -> None:
-    from edgec.report.page import describe_storage
+    from edgec.report.page import storage_rows
 
     rows: list[tuple[str, str]] = [
         ("content", f"{manifest.content_sha256} (all files agree with the manifest)"),
         ("model", f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters"),
         ("target, backend", f"{plan.target}, {plan.backend}"),
         ("profile", plan.profile),
-        ("layers", describe_storage(plan.weights)),
-        ("embedding, output matrix", describe_storage(plan.embedding)),
+        *storage_rows(plan),
         ("context", f"{plan.context_length} tokens"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]

@@ -80,7 +80,7 @@ def command(
 
 
 def _plan_rows(plan: "Plan", name: str) -> list[tuple[str, str]]:
-    from edgec.report.page import describe_storage
+    from edgec.report.page import describe_activations, storage_rows
 
     verify = plan.verify
     bounds = (
@@ -91,19 +91,12 @@ def _plan_rows(plan: "Plan", name: str) -> list[tuple[str, str]]:
         ("target", plan.target),
         ("backend", plan.backend),
         ("profile", plan.profile),
-        ("layers", describe_storage(plan.weights)),
-        ("embedding, output matrix", describe_storage(plan.embedding)),
-        ("activations", _activations(plan)),
+        *storage_rows(plan),
+        ("activations", describe_activations(plan)),
         ("context", f"{plan.context_length} tokens"),
         ("bounds", bounds),
         ("plan", plan.sha256()),
     ]
-
-
-def _activations(plan: "Plan") -> str:
-    if plan.backend == "tensorrt":
-        return "float32" if plan.weights == "fp32" else "float16, with a float32 residual stream"
-    return _ACTIVATIONS[plan.accuracy_level]
 
 
 def _memory_rows(plan: "Plan", target: "Target") -> list[tuple[str, str]]:
@@ -140,10 +133,9 @@ def _kernel_rows(found: "Preflight") -> list[tuple[str, str, str, str]]:
 
 def _where(block: str, layers: list[int]) -> str:
     """Return "mlp 0-3, 5" for layers 0, 1, 2, 3 and 5."""
-    from itertools import groupby
+    from edgec.spec.layers import ranges
 
-    runs = [[n for _, n in run] for _, run in groupby(enumerate(dict.fromkeys(layers)), lambda pair: pair[1] - pair[0])]
-    return f"{block} {', '.join(f'{r[0]}-{r[-1]}' if len(r) > 1 else f'{r[0]}' for r in runs)}".strip()
+    return f"{block} {ranges(dict.fromkeys(layers))}".strip()
 
 
 def _cost_rows(found: "Preflight") -> list[tuple[str, str]]:
@@ -163,10 +155,3 @@ def _cost_rows(found: "Preflight") -> list[tuple[str, str]]:
 
 
 _MIB = 2**20
-_ACTIVATIONS = {
-    0: "the runtime's choice",
-    1: "float32",
-    2: "float16 in integer matmuls",
-    3: "bfloat16 in integer matmuls",
-    4: "int8 in integer matmuls",
-}

@@ -1,4 +1,4 @@
-"""Text for measuring quality and for calibration, cut into windows of tokens."""
+"""Text for measuring quality, cut into windows of tokens."""
 
 import hashlib
 from pathlib import Path
@@ -16,8 +16,8 @@ PYTHON_DOCS = "python-docs"
 
 Purpose = Literal["evaluation", "calibration"]
 
-# Text beyond this is not even tokenised; ordinary text has about 4 characters for each token.
-_CHARACTERS_PER_TOKEN = 64
+CHARACTERS_PER_TOKEN = 64
+"""Text beyond this is not even tokenised; ordinary text has about 4 characters for each token."""
 
 
 class Corpus(msgspec.Struct, frozen=True):
@@ -34,12 +34,9 @@ class Corpus(msgspec.Struct, frozen=True):
     windows: NDArray[np.int64]
 
 
-def load_corpus(
-    text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: int, purpose: Purpose = "evaluation"
-) -> Corpus:
-    """Cut a UTF-8 text into windows that do not overlap.
+def load_corpus(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window: int) -> Corpus:
+    """Cut the beginning of a UTF-8 text into windows, one after the other.
 
-    Windows for evaluation are the first ones, one after the other; those for calibration lie far apart, for variety.
     A tokenizer that marks the beginning of a text does so for each window.
 
     Args:
@@ -47,7 +44,6 @@ def load_corpus(
         tokenizer: the model's.
         tokens: how many tokens, at most; what does not fill a window is left out.
         window: tokens in a window, its mark included.
-        purpose: of "python-docs", evaluation and calibration see different parts.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8, or is shorter than a window.
@@ -55,15 +51,13 @@ def load_corpus(
     Source: llama.cpp, `llama-perplexity`: a text is one stream, and the mark of a beginning starts each window.
     """
     window = min(window, tokens)
-    if window < 2:
-        raise UsageError(f"a window of {window} tokens predicts nothing", hint="use at least 2")
-    content = read_text(text, purpose)
+    start = start_of_window(tokenizer, window)
+    content = read_text(text)
     try:
         characters = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"the text is not UTF-8: {error.reason} at byte {error.start}", where=str(text)) from error
-    ids = tokenizer.encode(characters[: tokens * _CHARACTERS_PER_TOKEN], special=False)
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = tokenizer.encode(characters[: tokens * CHARACTERS_PER_TOKEN], special=False)
     step = window - len(start)
     count = min(len(ids) // step, tokens // window)
     if count == 0:
@@ -72,9 +66,19 @@ def load_corpus(
             where=str(text),
             hint="give a longer text, or a smaller window",
         )
-    stride = step if purpose == "evaluation" else len(ids) // count
-    rows = [start + ids[i * stride : i * stride + step] for i in range(count)]
+    rows = [start + ids[i * step : (i + 1) * step] for i in range(count)]
     return Corpus(Path(text).name, hashlib.sha256(content).hexdigest(), np.array(rows, np.int64))
+
+
+def start_of_window(tokenizer: Tokenizer, window: int) -> list[int]:
+    """Return the tokens that begin each window: the mark of a beginning, where the tokenizer has one.
+
+    Raises:
+        UsageError: a window of so many tokens predicts nothing.
+    """
+    if window < 2:
+        raise UsageError(f"a window of {window} tokens predicts nothing", hint="use at least 2")
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
 def read_text(text: Path | str, purpose: Purpose = "evaluation") -> bytes:
@@ -94,10 +98,12 @@ def read_text(text: Path | str, purpose: Purpose = "evaluation") -> bytes:
 def _python_docs(purpose: Purpose) -> bytes:
     from pydoc_data.topics import topics
 
-    # The last fifth, by name, is for calibration, without what it repeats of the rest.
-    evaluation = "\n\n".join(topics[name] for name in sorted(topics) if name < "t")
+    def paragraphs(first: str, end: str) -> list[str]:
+        return "\n\n".join(topics[name] for name in sorted(topics) if first <= name < end).split("\n\n")
+
+    # Evaluation reads from the front. What it reaches after a quarter of a million characters (some 60,000 tokens) and
+    # what follows is for calibration, without what that repeats: enough for 32,000 tokens.
     if purpose == "evaluation":
-        return evaluation.encode()
-    seen = set(evaluation.split("\n\n"))
-    last = "\n\n".join(topics[name] for name in sorted(topics) if name >= "t")
-    return "\n\n".join(paragraph for paragraph in last.split("\n\n") if paragraph not in seen).encode()
+        return "\n\n".join(paragraphs("", "t")).encode()
+    seen = set(paragraphs("", "s"))
+    return "\n\n".join(paragraph for paragraph in paragraphs("s", "~") if paragraph not in seen).encode()

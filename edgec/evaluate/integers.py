@@ -1,21 +1,36 @@
 """Compare the integers of weights, bit for bit: an artifact's with its canonical graph's, or another artifact's."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.graph.weights import Codes, stored_codes, weight_nodes
+from edgec.quantize.activations import activation_scales
 from edgec.quantize.scheme import Scheme
 from edgec.report.model import Integers
 
 
-def check_integers(canonical: ir.Model, found: Iterable[tuple[str, Codes]]) -> Integers:
-    """Compare every quantized weight of `canonical` with what a backend read back from its artifact."""
-    return compare_integers(canonical_codes(canonical), found)
+def check_integers(
+    canonical: ir.Model,
+    found: Iterable[tuple[str, Codes]],
+    scales: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> Integers:
+    """Compare every quantized weight and activation of `canonical` with what a backend read back from its artifact.
+
+    Args:
+        canonical: the graph.
+        found: the weights of the artifact.
+        scales: those of its activations, by their names.
+    """
+    weights, expected = compare_integers(canonical_codes(canonical), found), activation_scales(canonical.graph)
+    names = sorted({*expected, *scales})
+    different = tuple(name for name in names if expected.get(name) != scales.get(name))
+    return Integers(weights.weights, (*weights.different, *different), len(names))
 
 
 def compare_integers(reference: Iterable[tuple[str, Codes]], test: Iterable[tuple[str, Codes]]) -> Integers:

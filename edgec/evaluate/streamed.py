@@ -63,7 +63,7 @@ class Streamed:
 
     def _run(self, block: Block, values: dict[str, Array]) -> dict[str, Array]:
         run, feed = self._session(block)
-        batch = len(values["position_ids"]) if "position_ids" in values else 1
+        batch = max((len(values[name]) for name in block.inputs if name in values), default=1)
         for name in block.inputs:
             if name.startswith("past_key_values."):
                 _, heads, _, dim = _shape(block, name)
@@ -81,6 +81,9 @@ class Streamed:
         options.intra_op_num_threads = self.threads
         options.enable_cpu_mem_arena = False  # give the memory back after each run
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if any(node.op_type == "QuantizeLinear" for node in block.model.graph):
+            # Rounded activations are multiplied as the floats that they stand for: the reference of integer kernels.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         path.unlink()
         feed = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in block.weights.items()}

@@ -58,6 +58,12 @@ def compare(source: Streamed, open_session: OpenSession, windows: Ids, tick: Tic
     return result
 
 
+def compare_graphs(source: Streamed, test: Streamed, windows: Ids, hidden: Any = None) -> Divergence:
+    """Compare two canonical graphs over windows (n, tokens); `hidden` is what goes into the head of `source`."""
+    reference = source.hidden(windows) if hidden is None else hidden
+    return _accumulate(source.logits(reference), test.logits(test.hidden(windows)), windows)
+
+
 def _pieces(path: Path, rows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
     """Yield the logits in a file, as many rows at a time as `rows` says."""
     width = path.stat().st_size // (4 * sum(rows))
@@ -129,8 +135,7 @@ def blame(source: Streamed, quantized: Sequence[Block], windows: Ids, tick: Tick
     for group, members in _groups([block.name for block in quantized]).items():
         mixed = [q if q.name in members else s for q, s in zip(quantized, source.blocks, strict=True)]
         runner = Streamed(mixed, source.folder, source.threads)
-        result = _accumulate(source.logits(hidden), runner.logits(runner.hidden(sample)), sample)
-        found.append(Blame(group, result.mean_kl))
+        found.append(Blame(group, compare_graphs(source, runner, sample, hidden).mean_kl))
         tick(group)
     return tuple(sorted(found, key=lambda b: -b.mean_kl))
 

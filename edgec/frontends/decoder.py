@@ -18,7 +18,7 @@ from edgec.frontends.architecture import Attention, Decoder, Layer, Linear, Mlp,
 from edgec.frontends.decoder_tensors import check_tensors
 from edgec.frontends.rope import cos_sin
 from edgec.graph.emit import Emitter
-from edgec.graph.tags import SOURCE, WINDOW
+from edgec.graph.tags import MASK, SOURCE, WINDOW
 
 Array = NDArray[Any]
 Read = Callable[[str], Array]
@@ -62,7 +62,7 @@ class _Writer(Emitter):
 
     def write(self) -> ir.Model:
         decoder = self.decoder
-        with self.in_block("mask"):
+        with self.in_block(MASK):
             for window in dict.fromkeys(layer.attention.window for layer in decoder.layers):
                 self.masks[window] = self.mask(window)
         with self.in_block("embedding"):

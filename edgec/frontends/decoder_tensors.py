@@ -11,7 +11,7 @@ def check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: a tensor is missing or has another shape than the config says.
     """
-    for name, shape in _expected(decoder).items():
+    for name, shape in expected_shapes(decoder).items():
         info = checkpoint.tensors.get(name)
         if info is None:
             raise CheckpointError(
@@ -33,7 +33,8 @@ def check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
             )
 
 
-def _expected(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+def expected_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor that `decoder` needs, as the checkpoint has it."""
     shapes: dict[str, tuple[int, ...]] = {decoder.embedding: (decoder.vocab_size, decoder.hidden_size)}
     rows: dict[str, int] = {}
     if decoder.position_embedding:

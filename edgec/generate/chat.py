@@ -28,7 +28,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+        environment.globals["raise_exception"] = _raise
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
@@ -40,8 +40,15 @@ class ChatTemplate:
         *,
         special_tokens: Mapping[str, str],
         add_generation_prompt: bool = True,
+        now: datetime | None = None,
     ) -> str:
         """Return the prompt for a conversation of messages with `role` and `content`.
+
+        Args:
+            messages: the conversation.
+            special_tokens: their texts, by names such as `bos_token`.
+            add_generation_prompt: end with the beginning of an answer.
+            now: what a template that asks is told; local time by default.
 
         Raises:
             BundleError: the template refuses the conversation, or fails.
@@ -52,6 +59,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                strftime_now=(now or datetime.now()).strftime,  # noqa: DTZ005  local time is meant
                 **special_tokens,
             )
         except Exception as error:  # a template can fail in as many ways as a program
@@ -70,10 +78,6 @@ class _Generation(Extension):
 
 def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005  templates mean local time
 
 
 def _to_json(

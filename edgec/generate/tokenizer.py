@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +18,8 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 # What a decoder writes where bytes are not, or not yet, UTF-8.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+_A_CERTAIN_DAY = datetime(2025, 1, 1)  # noqa: DTZ001  the same everywhere
 
 
 class Tokenizer:
@@ -34,6 +38,18 @@ class Tokenizer:
         bos = engine.token_to_id(self._tokens.get("bos_token", ""))
         self.bos_id: int | None = bos if engine.encode("a").ids[:1] == [bos] else None
         """The token that marks the beginning of a text, if this tokenizer adds one."""
+        self.eos_id: int | None = engine.token_to_id(self._tokens.get("eos_token", ""))
+        """The token that ends a text, if there is one."""
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """One more than the largest token id."""
+        return max(self._engine.get_vocab().values(), default=-1) + 1
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` and `conversation` can be called."""
+        return self._chat_template is not None
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], where: str | None = None) -> Self:
@@ -91,11 +107,28 @@ class Tokenizer:
         Raises:
             BundleError: the model has no chat template, or it cannot be rendered.
         """
+        # The template writes the special tokens itself.
+        return self.encode(self._template.render(messages, special_tokens=self._tokens), special=False)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a conversation that is over; the same every day, also where the template tells it.
+
+        Args:
+            messages: mappings with `role` and `content`.
+
+        Raises:
+            BundleError: the model has no chat template, or it cannot be rendered.
+        """
+        text = self._template.render(
+            messages, special_tokens=self._tokens, add_generation_prompt=False, now=_A_CERTAIN_DAY
+        )
+        return self.encode(text, special=False)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
         if self._chat_template is None:
             raise BundleError("the model has no chat template", hint="use it without --chat")
-        template = ChatTemplate(self._chat_template)
-        # The template writes the special tokens itself.
-        return self.encode(template.render(messages, special_tokens=self._tokens), special=False)
+        return ChatTemplate(self._chat_template)
 
     def stream(self) -> "TextStream":
         """Return a decoder for ids that arrive one by one."""

@@ -3,6 +3,12 @@
 BLOCK = "edgec.block"
 """On a node: the block that it belongs to, such as `layers.3.mlp`. Blocks are contiguous in the node order."""
 
+MASK = "mask"
+"""The block that makes attention masks, from the shape of the input alone."""
+
+HEAD_ROTATION = "final_norm.rotation"
+"""The matrix that a rotation puts in front of an output matrix that is the token embedding too; it stays a float."""
+
 WINDOW = "edgec.window"
 """On an `Attention` node: the sliding window that its mask input implements, in tokens; absent where it sees all."""
 

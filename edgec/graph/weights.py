@@ -110,6 +110,14 @@ def float_weights(graph: ir.Graph) -> Iterator[tuple[ir.Value, Kind]]:
             yield value, kind
 
 
+def matrix_name(value: ir.Value) -> str:
+    """Return the name of the node that reads a weight, which is the same for all families: `layers.7.mlp.down`.
+
+    Weights outside the layers have several names: `embedding`, `lm_head`, or that of a table's `Transpose`.
+    """
+    return str(next(iter(value.uses())).node.name)
+
+
 def load(value: ir.Value, kind: Kind) -> NDArray[np.float32]:
     """Return a floating-point weight as (rows = out, cols = in) float32, contiguous."""
     assert value.const_value is not None
@@ -185,8 +193,8 @@ def _float_output(node: ir.Node, name: str, shape: ir.Shape | None) -> ir.Value:
 
 
 def weight_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Return each `DequantizeLinear` that gives a weight; those that give scales to others are not among them."""
-    nodes = [node for node in graph if node.op_type == "DequantizeLinear"]
+    """Return each `DequantizeLinear` that gives a weight, and none that gives scales to others, or activations."""
+    nodes = [n for n in graph if n.op_type == "DequantizeLinear" and n.inputs[0] and n.inputs[0].is_initializer()]
     scales = {node.inputs[1] for node in nodes}
     return [node for node in nodes if node.outputs[0] not in scales]
 

@@ -44,6 +44,11 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.dtype in ("fp8", "nvfp4")
 
     @property
+    def multiplies_int8(self) -> bool:
+        """Whether kernels multiply int8 activations with one scale by it: int8 too, one scale per output, around 0."""
+        return self.dtype == "int8" and self.group is None and self.symmetric
+
+    @property
     def bits(self) -> int:
         return _BITS.get(self.dtype, 8)
 

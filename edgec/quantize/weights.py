@@ -1,21 +1,21 @@
 """The pass that quantizes the weights of a canonical graph, one at a time, into a file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
-from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from edgec.graph.store import Store
 from edgec.graph.weights import Codes, Kind, float_weights, load, replace_by_codes, replace_by_half
+from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
-    from edgec.calibrate.stats import Stats
+    from edgec.quantize.tensor import QuantizedTensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +24,7 @@ Choose = Callable[[ir.Value, Kind], Scheme | str]
 
 def needs_stats(chosen: Scheme | str) -> bool:
     """Say whether weights that are stored so are quantized better after calibration."""
-    return isinstance(chosen, Scheme) and _algorithm(chosen).NEEDS != "nothing"
+    return isinstance(chosen, Scheme) and algorithm_of(chosen).NEEDS != "nothing"
 
 
 def quantize_weights(
@@ -32,7 +32,7 @@ def quantize_weights(
     choose: Choose,
     store: Store,
     tick: Callable[[str], object],
-    stats: "Mapping[str, Stats]" = MappingProxyType({}),
+    known: Callable[[str], Codes | None] = lambda _: None,
 ) -> ir.Model:
     """Replace the float weights of `model` as `choose` says, and return `model`.
 
@@ -41,10 +41,11 @@ def quantize_weights(
         choose: for each weight a scheme, or "fp16" to store it as float16, or "fp32" to leave it.
         store: where the codes go.
         tick: called with the name of each weight when it is done.
-        stats: what calibration knows of the inputs of a weight, by its name.
+        known: gives the codes of a weight that was quantized before, by its name; others are quantized now, by what
+            they are alone.
     """
     weights = [(value, kind, choose(value, kind)) for value, kind in float_weights(model.graph)]
-    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight, stats), weights):
+    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight, known), weights):
         if isinstance(stored, Codes):
             replace_by_codes(model.graph, value, kind, stored, store)
         elif stored is not None:
@@ -55,21 +56,20 @@ def quantize_weights(
 
 
 def _store_form(
-    value: ir.Value, kind: Kind, chosen: Scheme | str, stats: "Mapping[str, Stats]"
+    value: ir.Value, kind: Kind, chosen: Scheme | str, known: Callable[[str], Codes | None]
 ) -> Codes | NDArray[np.float32] | None:
     """Return the codes of a weight, its floats where they are stored as float16, or None where it stays."""
     if isinstance(chosen, Scheme):
-        import torch
-
-        weight = torch.from_numpy(load(value, kind))
-        tensor = _algorithm(chosen).quantize(weight, stats.get(str(value.name)), chosen)
-        zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
-        return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, chosen, tensor.global_scale)
+        if codes := known(str(value.name)):
+            return codes
+        return as_codes(algorithm_of(chosen).quantize(torch.from_numpy(load(value, kind)), None, chosen))
     return load(value, kind) if chosen == "fp16" else None
 
 
-def _algorithm(scheme: Scheme) -> ModuleType:
-    return import_module(f"edgec.quantize.algorithms.{scheme.algorithm}")
+def as_codes(tensor: "QuantizedTensor") -> Codes:
+    """Return a quantized matrix as the graph takes it."""
+    zeros = None if tensor.zero_points is None else tensor.zero_points.numpy()
+    return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, tensor.scheme, tensor.global_scale)
 
 
 def _one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:

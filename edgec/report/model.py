@@ -49,10 +49,12 @@ class Integers(msgspec.Struct, frozen=True):
     Args:
         weights: quantized weights of the canonical graph.
         different: those that the artifact lacks, or has with other codes, scales or zero points.
+        activations: those with scales of their own in the canonical graph; `different` may name them, too.
     """
 
     weights: int
     different: tuple[str, ...]
+    activations: int = 0
 
 
 class Blame(msgspec.Struct, frozen=True):
@@ -78,7 +80,7 @@ class Report(msgspec.Struct, frozen=True):
     Args:
         size_bytes: artifact file -> size.
         environment: the machine and the versions that measured.
-        remarks: what the artifact lacks, and why.
+        remarks: what the artifact or its calibration lacks, and why.
         not_run: why the artifact itself was not run here, and what was run instead; None where it was.
     """
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from edgec.quantize.scheme import Scheme
 from edgec.report.model import Integers, Report
+from edgec.spec.layers import describe_matrices
 from edgec.spec.operation import Storage
 from edgec.spec.plan import Plan
 
@@ -25,6 +26,41 @@ def describe_storage(storage: Storage) -> str:
     return ", ".join([storage.dtype, group, *zero_points, storage.algorithm])
 
 
+def storage_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return (what, how it is stored) for all weights of a plan."""
+    matrices: dict[Storage, list[str]] = {}
+    for name, matrix in plan.layers.items():
+        matrices.setdefault(matrix.storage, []).append(name)
+    return [
+        ("layers", describe_storage(plan.weights)),
+        *(("except", f"{describe_storage(how)}: {describe_matrices(names)}") for how, names in matrices.items()),
+        ("embedding, output matrix", describe_storage(plan.embedding)),
+        *([("before rounding", ", ".join(plan.transforms))] if plan.transforms else []),
+    ]
+
+
+def describe_activations(plan: Plan) -> str:
+    """Return in words what the matrices of a plan are multiplied with."""
+    if plan.backend == "tensorrt":
+        others = "float32" if plan.weights == "fp32" else "float16, with a float32 residual stream"
+    else:
+        others = _ACTIVATIONS[plan.accuracy_level]
+    if plan.static is None:
+        return others
+    return (
+        f"int8, calibrated scales ({plan.static.range}): {describe_matrices(plan.static.matrices)}; elsewhere {others}"
+    )
+
+
+_ACTIVATIONS = {
+    0: "the runtime's choice",
+    1: "float32",
+    2: "float16 in integer matmuls",
+    3: "bfloat16 in integer matmuls",
+    4: "int8 in integer matmuls",
+}
+
+
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -39,8 +75,8 @@ def _head(plan: Plan, report: Report) -> str:
         ("model", f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters, {plan.source.format}"),
         ("target, backend", f"{plan.target}, {plan.backend}"),
         ("profile", plan.profile),
-        ("layers", describe_storage(plan.weights)),
-        ("embedding and output matrix", describe_storage(plan.embedding)),
+        *storage_rows(plan),
+        ("activations", describe_activations(plan)),
         ("context", f"{plan.context_length} tokens"),
         ("plan", f"`{report.plan_sha256}`"),
     ]
@@ -86,7 +122,9 @@ def _quality(report: Report) -> str:
 def _integers(integers: Integers, what: str) -> str:
     if integers.different:
         return f"Not the canonical graph's integers: {', '.join(integers.different)}."
-    return f"{what} holds the canonical graph's integers, bit for bit, in all {integers.weights} quantized weights."
+    scales = f", and the scales of all {integers.activations} static activations" if integers.activations else ""
+    where = f"in all {integers.weights} quantized weights{scales}"
+    return f"{what} holds the canonical graph's integers, bit for bit, {where}."
 
 
 def _speed(report: Report) -> str:

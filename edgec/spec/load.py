@@ -3,7 +3,6 @@
 import difflib
 import re
 import tomllib
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,7 +64,8 @@ def load_profile(name: str) -> Profile:
         raise _unknown("profile", name, [p.stem for p in data_dir("profiles").glob("*.toml")])
     profile = read_spec(path, Profile)
     known = sorted(p.stem for p in _ALGORITHMS.glob("*.py") if not p.stem.startswith("_"))
-    for key, weights in (("weights", profile.weights), ("embedding", profile.embedding)):
+    layers = ((f"layers[{number}]", weights) for number, weights in enumerate(profile.layers))
+    for key, weights in (("weights", profile.weights), ("embedding", profile.embedding), *layers):
         if weights is not None and weights.algorithm not in known:
             raise UsageError(
                 f"there is no algorithm '{weights.algorithm}'",
@@ -102,13 +102,14 @@ def _refuse_unknown_keys(values: dict[str, Any], kind: type, path: Path, prefix:
             known = [name for name in fields if name != "name"]
             raise UsageError(f"unknown key '{prefix}{key}'", where=str(path), hint=_suggest(key, known))
         inner = _struct_of(fields[key])
-        if inner is not None and isinstance(value, dict):
-            _refuse_unknown_keys(value, inner, path, f"{prefix}{key}.")
+        for table in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(table, dict):
+                _refuse_unknown_keys(table, inner, path, f"{prefix}{key}.")
 
 
 def _struct_of(kind: Any) -> type | None:
-    """Return the struct in a field's type, also where it is optional."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    """Return the struct in a field's type, also where it is optional or there are several."""
+    options = typing.get_args(kind) or (kind,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
 
 

@@ -7,15 +7,16 @@ less for float weights in OpenVINO. TensorRT's is derived from its graph and its
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import msgspec
 
 from edgec.backends.backend import Limits
 from edgec.backends.session import PROMPT
 from edgec.frontends.architecture import Decoder, Layer
+from edgec.frontends.decoder_tensors import expected_shapes, linears
 from edgec.quantize.scheme import Scheme
-from edgec.spec.operation import Storage
+from edgec.spec.operation import Operation, Storage, StorageOf, operations
 from edgec.spec.target import Target
 
 
@@ -41,35 +42,27 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(
-    decoder: Decoder,
-    shapes: Mapping[str, tuple[int, ...]],
-    weights: Storage,
-    embedding: Storage,
-    *,
-    limits: Limits,
-    kv_cache: str,
-    context: int,
+    decoder: Decoder, weights: Storage, storage_of: StorageOf, *, limits: Limits, kv_cache: str, context: int
 ) -> Estimate:
     """Return what a decoder needs.
 
     Args:
         decoder: the model.
-        shapes: of the checkpoint's tensors.
-        weights: storage of the matrices inside the layers.
-        embedding: storage of the token embedding and the output matrix.
+        weights: storage of most matrices inside the layers.
+        storage_of: storage of each matrix.
         limits: of the backend.
         kv_cache: a key of `limits.cache_bytes`.
         context: tokens in the cache.
     """
     footprint = limits.footprint
-    tables = {decoder.embedding, decoder.head.weight if decoder.head else ""}
-    looked_up = None if decoder.tied else decoder.embedding
     sizes = [
-        _resident_bytes(embedding if name in tables else weights, shape, limits, looked_up=name == looked_up)
-        for name, shape in shapes.items()
+        _resident_bytes(operation, limits, looked_up=operation.kind == "lookup" and not decoder.tied)
+        for operation in stored_matrices(decoder, storage_of)
     ]
-    if decoder.tied and embedding == "fp16":
-        sizes.append(math.prod(shapes[decoder.embedding]) * footprint.float_bytes * footprint.more_tied_fp16)
+    sizes.append(other_numbers(decoder) * 4 * footprint.weight_copies)
+    if decoder.tied and storage_of("embedding") == "fp16":
+        table = decoder.vocab_size * decoder.hidden_size
+        sizes.append(table * footprint.float_bytes * footprint.more_tied_fp16)
     wide = 2 if limits.fp32_activations and weights == "fp32" else 1
     numbers = sum(2 * layer.attention.kv_heads * layer.attention.head_dim for layer in decoder.layers) * context
     return Estimate(
@@ -78,6 +71,19 @@ def estimate(
         activation_bytes=_activation_bytes(decoder, limits, context, limits.activation_bytes * wide, fused=wide == 1),
         runtime_bytes=footprint.runtime_bytes + footprint.staged_weights * max(sizes),
     )
+
+
+def stored_matrices(decoder: Decoder, storage_of: StorageOf) -> Iterator[Operation]:
+    """Yield what reads each matrix and table: a table that is the output matrix too (tied) once."""
+    for operation in operations(decoder, storage_of):
+        if operation.size and not (decoder.tied and operation.block == "head"):
+            yield operation
+
+
+def other_numbers(decoder: Decoder) -> int:
+    """Return how many numbers all other weights have: norms, biases and positions, which stay float32."""
+    matrices = {decoder.embedding, *(linear.weight for linear in linears(decoder))}
+    return sum(math.prod(shape) for name, shape in expected_shapes(decoder).items() if name not in matrices)
 
 
 def storage_bytes(storage: Storage, rows: int, cols: int, scale_bytes: int) -> int:
@@ -95,16 +101,15 @@ def usable_bytes(target: Target) -> float | None:
     return None if target.memory_gib is None else target.memory_gib * target.memory_usable_fraction * 2**30
 
 
-def _resident_bytes(storage: Storage, shape: tuple[int, ...], limits: Limits, *, looked_up: bool) -> int:
+def _resident_bytes(operation: Operation, limits: Limits, *, looked_up: bool) -> int:
     """Return what a weight takes in memory, in all its copies; what is only looked up is not packed for a kernel."""
-    footprint = limits.footprint
+    footprint, storage = limits.footprint, operation.storage or "fp32"
+    rows, cols = operation.shape
     copies, more_scales = (1, 0) if looked_up else (footprint.weight_copies, footprint.more_scales)
-    if len(shape) != 2:
-        return 4 * math.prod(shape) * copies
-    stored = storage_bytes(storage, *shape, limits.scale_bytes)
+    stored = storage_bytes(storage, rows, cols, limits.scale_bytes)
     if not isinstance(storage, Scheme):
-        return max(stored, math.prod(shape) * footprint.float_bytes) * copies
-    scales = shape[0] * storage.groups(shape[1]) * limits.scale_bytes
+        return max(stored, rows * cols * footprint.float_bytes) * copies
+    scales = rows * storage.groups(cols) * limits.scale_bytes
     return stored * copies + scales * more_scales
 
 

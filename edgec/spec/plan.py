@@ -4,19 +4,23 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal
 
 import msgspec
 
 from edgec import __version__
 from edgec.backends.backend import Limits, get_backend
+from edgec.calibrate.dataset import hash_files
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError
-from edgec.evaluate.corpus import read_text
 from edgec.frontends.architecture import Decoder
+from edgec.frontends.rotation import check_rotation
 from edgec.quantize.scheme import NVFP4_GROUP, Scheme
+from edgec.spec.activations import check_activations, static_matrices
+from edgec.spec.layers import MatrixStorage, resolve_layers, storage_lookup
 from edgec.spec.load import list_profiles
 from edgec.spec.memory import Estimate, estimate, usable_bytes
-from edgec.spec.operation import Storage, operations
+from edgec.spec.operation import Storage, StorageOf, operations
 from edgec.spec.profile import Calibration, Profile, Verify
 from edgec.spec.target import Target
 
@@ -31,12 +35,21 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class CalibrationText(msgspec.Struct, frozen=True):
-    """The profile's `Calibration`, with the sha256 of its text."""
+    """The profile's `Calibration`; `files` maps each text to its sha256."""
 
-    text: str
-    sha256: str
+    files: dict[str, str]
     tokens: int
     window: int
+    seed: int
+    device: str
+    steps: int
+
+
+class StaticActivations(msgspec.Struct, frozen=True):
+    """The matrices whose inputs are rounded to int8 with calibrated scales, and how calibration finds those."""
+
+    matrices: tuple[str, ...]
+    range: Literal["minmax", "percentile", "mse"]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -44,9 +57,13 @@ class Plan(msgspec.Struct, frozen=True):
 
     Args:
         edgec: version of the compiler.
-        weights: storage of the matrices inside the layers.
+        weights: storage of the matrices inside the layers, but for those in `layers`.
         embedding: storage of the token embedding and the output matrix.
-        accuracy_level: of integer matmuls in shipped mode (1: float32 activations, 4: int8 activations).
+        layers: matrix -> its storage, where that is not `weights`.
+        accuracy_level: of integer matmuls in shipped mode (1: float32 activations, 4: int8 activations), where they are
+            not static.
+        transforms: of the float weights, in order.
+        static: the matrices with static int8 activations, or None.
         kv_cache: "float" or "int8".
         context_length: tokens that the artifact takes.
         calibration: the text for algorithms that take one, or None.
@@ -65,6 +82,21 @@ class Plan(msgspec.Struct, frozen=True):
     verify: Verify
     estimate: Estimate
     calibration: CalibrationText | None = None
+    layers: dict[str, MatrixStorage] = {}
+    static: StaticActivations | None = None
+    transforms: tuple[str, ...] = ()
+
+    def storage_of(self, matrix: str) -> Storage:
+        """Return the storage of a matrix by the name of its node in the graph, such as `layers.7.mlp.down`."""
+        return storage_lookup(self.weights, self.embedding, self.layers)(matrix)
+
+    def is_static(self, matrix: str) -> bool:
+        """Say whether a matrix is multiplied with int8 activations whose scale is in the artifact."""
+        return self.static is not None and matrix in self.static.matrices
+
+    def storages(self) -> set[Storage]:
+        """Return all storages."""
+        return {self.weights, self.embedding, *(matrix.storage for matrix in self.layers.values())}
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""
@@ -105,22 +137,31 @@ def resolve(
             hint="give it a [gpu] with its sm, and [runtimes] with tensorrt or tensorrt_rtx",
         )
     _check_weights(target, profile, limits, chosen)
-    _check_blocks(decoder, profile)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    check_activations(target, profile, limits, chosen)
+    layers = _layers(decoder, profile)
+    _check_blocks(decoder, _storage_of(decoder, profile))
+    if "quarot" in profile.transforms:
+        check_rotation(decoder)
 
     def need(wanted: Profile) -> Estimate:
-        storages = (wanted.weights.storage(), (wanted.embedding or wanted.weights).storage())
-        context = min(wanted.context_length, decoder.context_length)
-        return estimate(decoder, shapes, *storages, limits=limits, kv_cache=wanted.runtime.kv_cache, context=context)
+        return estimate(
+            decoder,
+            wanted.weights.storage(),
+            _storage_of(decoder, wanted),
+            limits=limits,
+            kv_cache=wanted.runtime.kv_cache,
+            context=min(wanted.context_length, decoder.context_length),
+        )
 
     def fits(wanted: Profile) -> bool:
         with suppress(PlanError):
             _check_weights(target, wanted, limits, chosen)
+            check_activations(target, wanted, limits, chosen)
             return need(wanted).total_bytes <= (usable_bytes(target) or 0)
         return False
 
     _check_memory(target, profile, need(profile), fits)
-    parameters = sum(map(math.prod, shapes.values()))
+    parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     return Plan(
         edgec=__version__,
         source=Source(checkpoint.format, decoder.family, parameters, checkpoint.fingerprint()),
@@ -129,23 +170,42 @@ def resolve(
         profile=profile.name,
         weights=profile.weights.storage(),
         embedding=(profile.embedding or profile.weights).storage(),
-        accuracy_level=profile.runtime.accuracy_level,
+        accuracy_level=profile.accuracy_level,
         kv_cache=profile.runtime.kv_cache,
         context_length=min(profile.context_length, decoder.context_length),
         verify=profile.verify,
         estimate=need(profile),
         calibration=None if profile.calibration is None else _calibration(profile, profile.calibration, decoder),
+        layers=layers,
+        static=_static(decoder, profile),
+        transforms=profile.transforms,
     )
 
 
+def _layers(decoder: Decoder, profile: Profile) -> dict[str, MatrixStorage]:
+    return resolve_layers(decoder, profile.weights.storage(), profile.layers, f"profile '{profile.name}'")
+
+
+def _static(decoder: Decoder, profile: Profile) -> StaticActivations | None:
+    matrices = static_matrices(decoder, _storage_of(decoder, profile), profile)
+    if not matrices:
+        return None
+    assert profile.activations is not None
+    return StaticActivations(matrices, profile.activations.range)
+
+
+def _storage_of(decoder: Decoder, profile: Profile) -> StorageOf:
+    embedding = (profile.embedding or profile.weights).storage()
+    return storage_lookup(profile.weights.storage(), embedding, _layers(decoder, profile))
+
+
 def _calibration(profile: Profile, wanted: Calibration, decoder: Decoder) -> CalibrationText:
-    sha256 = hashlib.sha256(read_text(wanted.text, "calibration")).hexdigest()
     window = min(wanted.window, profile.context_length, decoder.context_length)
-    return CalibrationText(wanted.text, sha256, wanted.tokens, window)
+    return CalibrationText(hash_files(wanted.texts), wanted.tokens, window, wanted.seed, wanted.device, wanted.steps)
 
 
 def _check_weights(target: Target, profile: Profile, limits: Limits, backend: str) -> None:
-    for weights in (profile.weights, profile.embedding or profile.weights):
+    for weights in (profile.weights, profile.embedding or profile.weights, *profile.layers):
         if weights.dtype not in target.weight_dtypes:
             raise PlanError(
                 f"target '{target.name}' has no kernels for {weights.dtype} weights, which profile "
@@ -162,9 +222,15 @@ def _check_weights(target: Target, profile: Profile, limits: Limits, backend: st
                 f"the {backend} backend takes symmetric integers only, profile '{profile.name}' has zero points",
                 hint="choose a profile with `symmetric = true`",
             )
-    if profile.runtime.accuracy_level not in limits.accuracy_levels:
+    kinds = {weights.dtype for weights in (profile.weights, *profile.layers)}
+    if limits.fp32_activations and "fp32" in kinds and len(kinds) > 1:
         raise PlanError(
-            f"the {backend} backend has no accuracy level {profile.runtime.accuracy_level}, which profile "
+            f"the {backend} backend computes all layers in float32 or none, profile '{profile.name}' has fp32 in some",
+            hint="store those as fp16, or all as fp32",
+        )
+    if profile.accuracy_level not in limits.accuracy_levels:
+        raise PlanError(
+            f"the {backend} backend has no accuracy level {profile.accuracy_level}, which profile "
             f"'{profile.name}' asks for",
             hint=f"it has: {', '.join(map(str, sorted(limits.accuracy_levels)))}",
         )
@@ -176,11 +242,10 @@ def _check_weights(target: Target, profile: Profile, limits: Limits, backend: st
         )
 
 
-def _check_blocks(decoder: Decoder, profile: Profile) -> None:
-    storages = (profile.weights.storage(), (profile.embedding or profile.weights).storage())
-    for operation in operations(decoder, *storages):
+def _check_blocks(decoder: Decoder, storage_of: StorageOf) -> None:
+    for operation in operations(decoder, storage_of):
         if isinstance(operation.storage, Scheme) and operation.storage.dtype == "nvfp4":
-            cols = operation.size[0 if operation.kind == "matmul" else 1]
+            _, cols = operation.shape
             if cols % NVFP4_GROUP:
                 raise PlanError(
                     f"blocks of {NVFP4_GROUP} do not divide the {cols} inputs of a weight, as nvfp4 asks",

@@ -59,7 +59,7 @@ def preflight(decoder: Decoder, plan: Plan, target: Target) -> Preflight:
     backend = get_backend(plan.backend)
     rows = tuple(
         _row(operation, backend.kernel_of(operation, plan, target), plan, backend.LIMITS)
-        for operation in operations(decoder, plan.weights, plan.embedding)
+        for operation in operations(decoder, plan.storage_of)
     )
     total = sum(row.bytes_per_token for row in rows)
     bandwidth = target.memory_bandwidth_gbps
@@ -88,7 +88,7 @@ def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits) -> Ro
         moved = 2 * kernel.spills * scores
         name = f"{operation.name}{size}"
         return Row(operation.block, name, kernel.name, moved, kernel.fallback, moved, kernel.caveat)
-    cols, rows = operation.size
+    rows, cols = operation.shape
     stored = storage_bytes(operation.storage or "fp32", rows, cols, limits.scale_bytes)
     read = stored if kernel.read_as is None else int(rows * cols * kernel.read_as)
     # A weight that is widened first is read, written and read again.

@@ -7,6 +7,8 @@ import msgspec
 from edgec.quantize.scheme import Scheme
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
+CALIBRATED = ("autoround", "awq", "gptq", "smoothquant")
+"""Algorithms and transforms that can do nothing without calibration; `mse` and `kquant` make do."""
 _Ratio = Annotated[float, msgspec.Meta(ge=1)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -42,16 +44,68 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return Scheme(self.dtype, group, self.symmetric, self.algorithm)  # type: ignore[arg-type]
 
 
+class LayerWeights(Weights, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How some matrices inside the layers are stored, in place of what `weights` says; the last match wins.
+
+    Args:
+        match: a matrix, several, or patterns as in a shell: `layers.7.mlp.down`, `layers.*.mlp.down`, `layers.[0-3].*`.
+            Blocks and matrices are called as `edgec plan` prints them.
+        reason: why, for people.
+    """
+
+    match: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    reason: str = ""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.match,) if isinstance(self.match, str) else self.match
+
+
+class Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What integer weights are multiplied with.
+
+    Args:
+        dtype: "float" leaves activations as they are, "int8" rounds them.
+        mode: of int8: "dynamic" finds the scales as the model runs, in blocks of each token's inputs; it is what
+            runtimes do by default, takes all integer weights and needs no calibration. "static" takes one scale for
+            each tensor from calibration, which makes matmuls faster and hurts more: it is for int8 weights with one
+            scale per output; other matmuls, and the output matrix, stay dynamic.
+        range: how a static scale is found: "minmax" clips nothing, "percentile" the largest ten-thousandth, "mse" what
+            gives the smallest mean square error.
+        skip: of static: matrices that stay as they are without it, by patterns as in `LayerWeights`; with one of those
+            that read the same input (q, k, v; gate, up), all of them do. Where a model has a few huge activations, as
+            many have in front of some `mlp.down`, one scale is too coarse for the rest.
+    """
+
+    dtype: Literal["float", "int8"] = "int8"
+    mode: Literal["dynamic", "static"] = "dynamic"
+    range: Literal["minmax", "percentile", "mse"] = "mse"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype == "float" and self.mode == "static":
+            raise ValueError('static scales are those of int8 activations: dtype = "int8"')
+        if self.skip and self.mode != "static":
+            raise ValueError('skip leaves matrices out of static activations: mode = "static"')
+
+    @property
+    def accuracy_level(self) -> int:
+        """The `Runtime.accuracy_level` that says the same of matmuls that are not static."""
+        return 1 if self.dtype == "float" else 4
+
+
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the artifact computes.
 
     Args:
-        accuracy_level: of integer matmuls: 0 leaves it to the runtime, 1 keeps activations in float32, 4 rounds them
-            to int8 in blocks.
-        kv_cache: how keys and values of past tokens are stored: in the backend's floating-point type, or as int8.
+        accuracy_level: ONNX Runtime's name for `Activations` without static scales, with more shades: 0 leaves integer
+            matmuls to the runtime, 1 is float, 4 is dynamic int8. The default is what `activations` says, else 4.
+        kv_cache: how keys and values of past tokens are stored: in the backend's floating-point type, or as int8 with
+            a scale for each head. ONNX Runtime and TensorRT take those scales from calibration, OpenVINO finds one
+            for each token as it runs.
     """
 
-    accuracy_level: Annotated[int, msgspec.Meta(ge=0, le=4)] = 4
+    accuracy_level: Annotated[int, msgspec.Meta(ge=0, le=4)] | None = None
     kv_cache: Literal["float", "int8"] = "float"
 
 
@@ -59,14 +113,27 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What algorithms that look at a model's inputs see; rounding to nearest looks at weights alone.
 
     Args:
-        text: "python-docs", of which evaluation sees another part, or a path.
+        text: paths, relative to the working directory, of plain text (.txt, .md, no suffix), of lines of JSON with
+            `text` or `messages` (.jsonl) or of token ids (.npy, .npz); or "python-docs", of which evaluation sees
+            another part.
         tokens: how many.
         window: tokens in one window.
+        seed: of the sample that is taken of the text.
+        steps: of `autoround`, for each block; the time that it takes is proportional.
+        device: where calibration runs, "cpu" or "cuda"; it has a say in the last digits of what it finds.
     """
 
-    text: str = "python-docs"
+    text: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = "python-docs"
     tokens: Annotated[int, msgspec.Meta(ge=64)] = 512
     window: Annotated[int, msgspec.Meta(ge=16)] = 128
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    steps: Annotated[int, msgspec.Meta(ge=1)] = 200
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if isinstance(self.text, str) else self.text
 
 
 class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +166,10 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         title: in one line.
         weights: for the matrices inside the layers.
         embedding: for the token embedding and the output matrix, where it differs.
+        layers: for some of the matrices inside the layers, where it differs.
+        transforms: changes of the float weights that leave the model as it is and make rounding hurt less, in order:
+            "quarot" rotates the whole model, "awq" and "smoothquant" scale the inputs of matrices.
+        activations: what integer weights are multiplied with; what `runtime.accuracy_level` says by default.
         runtime: how the artifact computes.
         calibration: the text for algorithms that take one; without it they look at weights alone.
         context_length: the most tokens; the plan takes less where the model has less.
@@ -109,7 +180,36 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     title: str
     weights: Weights
     embedding: Weights | None = None
+    layers: tuple[LayerWeights, ...] = ()
+    transforms: tuple[Literal["quarot", "awq", "smoothquant"], ...] = ()
+    activations: Activations | None = None
     runtime: Runtime = Runtime()
     calibration: Calibration | None = None
     context_length: Annotated[int, msgspec.Meta(ge=16)] = 4096
     verify: Verify
+
+    def __post_init__(self) -> None:
+        self._check_transforms()
+        if self.activations is None:
+            return
+        level = self.activations.accuracy_level
+        if self.runtime.accuracy_level not in (None, level):
+            raise ValueError(
+                f"[activations] says accuracy_level = {level}, [runtime] {self.runtime.accuracy_level}: leave one out"
+            )
+        if self.activations.mode == "static" and self.calibration is None:
+            raise ValueError("static activations take their scales from a text: give the profile a [calibration]")
+
+    def _check_transforms(self) -> None:
+        if "quarot" in self.transforms[1:]:
+            raise ValueError("quarot rotates the whole model: it comes first in transforms, once")
+        for name in dict.fromkeys((*self.transforms, self.weights.algorithm, *(w.algorithm for w in self.layers))):
+            if name in CALIBRATED and self.calibration is None:
+                raise ValueError(f"{name} looks at what flows through the model: give the profile a [calibration]")
+
+    @property
+    def accuracy_level(self) -> int:
+        """`Runtime.accuracy_level` with its default resolved."""
+        if self.activations is not None:
+            return self.activations.accuracy_level
+        return 4 if self.runtime.accuracy_level is None else self.runtime.accuracy_level

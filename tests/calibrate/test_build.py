@@ -1,16 +1,25 @@
 """Builds with calibration."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 from edgec.build import build
 from edgec.checkpoint.open import open_checkpoint
+from edgec.cli import edgec
 from edgec.errors import UsageError
 from edgec.evaluate.corpus import load_corpus
 from edgec.frontends.families import describe
 from edgec.generate.tokenizer import Tokenizer
-from edgec.quantize import weights
+from edgec.quantize import sequential, weights
 from edgec.spec.load import load_profile, load_target
 from edgec.spec.plan import resolve
+
+STORYTELLER = Path(__file__).parents[2] / "examples/storyteller"
 
 PROFILE = """
 title = "int4 with calibration"
@@ -19,7 +28,7 @@ dtype = "int4"
 group_size = 32
 algorithm = "{algorithm}"
 [calibration]
-text = "{text}"
+text = {text}
 tokens = 256
 [verify]
 max_perplexity_ratio = 1e9
@@ -34,7 +43,8 @@ def make(tiny_llama, tmp_path):
 
     def run(algorithm, text, name="bundle", corpus=None):
         profile = tmp_path / "profile.toml"
-        profile.write_text(PROFILE.format(algorithm=algorithm, text=text))
+        texts = text if isinstance(text, list) else str(text)
+        profile.write_text(PROFILE.format(algorithm=algorithm, text=json.dumps(texts)))
         checkpoint, target = open_checkpoint(tiny_llama), load_target("cpu")
         decoder = describe(checkpoint)
         plan = resolve(checkpoint, decoder, target, load_profile(str(profile)))
@@ -64,9 +74,10 @@ def test_rounding_to_nearest_is_not_calibrated(make, story_text):
     assert "calibrate" not in [stage.name for stage in report.stages]
 
 
-def test_every_matrix_is_quantized_with_its_statistics(make, story_text, monkeypatch):
+def test_every_matrix_is_quantized_with_its_statistics(make, story_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
     seen = []
-    algorithm = weights._algorithm
+    algorithm = weights.algorithm_of
 
     class Spy:
         NEEDS = "importance"
@@ -78,7 +89,8 @@ def test_every_matrix_is_quantized_with_its_statistics(make, story_text, monkeyp
             seen.append((weight.shape[1], None if stats is None else len(stats.importance)))
             return self.module.quantize(weight, stats, scheme)
 
-    monkeypatch.setattr(weights, "_algorithm", Spy)
+    for module in (sequential, weights):
+        monkeypatch.setattr(module, "algorithm_of", Spy)
     make("mse", story_text)
     assert len(seen) == 3 * 7 + 1
     assert all(cols == known for cols, known in seen)
@@ -89,3 +101,78 @@ def test_quality_is_not_measured_on_the_text_of_calibration(make, tiny_llama, st
     with pytest.raises(UsageError, match="the one that quality is measured on"):
         make("mse", story_text, corpus=corpus)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_text_that_changes_after_the_plan_is_noticed(tiny_llama, story_text, tmp_path):
+    text = tmp_path / "calibration.txt"
+    text.write_bytes(story_text.read_bytes())
+    (tmp_path / "profile.toml").write_text(PROFILE.format(algorithm="mse", text=json.dumps(str(text))))
+    checkpoint, target = open_checkpoint(tiny_llama), load_target("cpu")
+    decoder = describe(checkpoint)
+    plan = resolve(checkpoint, decoder, target, load_profile(str(tmp_path / "profile.toml")))
+    assert list(plan.calibration.files) == [str(text)]
+    text.write_bytes(story_text.read_bytes() + b".")
+    with pytest.raises(UsageError, match="not what was planned with") as error:
+        build(checkpoint, decoder, target, plan, tmp_path / "out", corpus=None, say=lambda *_: lambda _: None)
+    assert error.value.where == str(text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_short_text_is_remarked_on(make, tmp_path):
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join(json.dumps({"text": f"{n}. The fox ran over the hill."}) for n in range(20)))
+    report, _ = make("mse", [str(short)])
+    assert report.remarks[0] == "calibration saw 128 tokens of the 256 wanted: its text has no more"
+
+
+@pytest.fixture
+def storyteller(tmp_path):
+    """Return a function that makes the arguments of `edgec build` for the storyteller and a text of calibration."""
+
+    def arguments(calibration):
+        profile = tmp_path / "profile.toml"
+        profile.write_text(PROFILE.format(algorithm="mse", text="").replace("text = \n", f"{calibration}\n"))
+        return [
+            "build", str(STORYTELLER / "checkpoint"), "--profile", str(profile),
+            "--eval-text", str(STORYTELLER / "data/heldout.txt"), "--out", str(tmp_path / "out"),
+        ]  # fmt: skip
+
+    return arguments
+
+
+def test_a_build_on_a_copy_of_the_evaluation_text_exits_with_2(storyteller, tmp_path):
+    stories = (STORYTELLER / "data/heldout.txt").read_text()[:6_000].split("\n")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("\n".join(json.dumps({"text": f"{story}\r\n"}) for story in stories))
+    command = storyteller(f'text = ["{copy}"]')
+    done = subprocess.run(
+        [sys.executable, "-m", "edgec", *command], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "share 50 tokens in a row with the text that quality is measured on, heldout.txt: " in done.stderr
+    assert f"where: {copy}:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message", "where"),
+    [
+        ('text = "heldout.txt"', "the text of calibration is the one that quality is measured on", "heldout.txt"),
+        ('text = ["broken.jsonl"]', "1 line of the calibration text cannot be used: line 2: ", "broken.jsonl:2"),
+        ('text = "missing.txt"', "the calibration text is missing, or is no file", "missing.txt"),
+        ('text = "a.json"', "a calibration text ends in", "a.json"),
+        ("text = []", "length >= 1", "calibration.text"),
+        ("text = 7", "Expected", "calibration.text"),
+        ("seed = -1", ">= 0", "calibration.seed"),
+        ("seed = 9223372036854775808", "<= 9223372036854775807", "calibration.seed"),
+    ],
+)
+def test_paths_are_relative_and_errors_say_where(storyteller, tmp_path, monkeypatch, calibration, message, where):
+    (tmp_path / "heldout.txt").write_bytes((STORYTELLER / "data/heldout.txt").read_bytes())
+    (tmp_path / "broken.jsonl").write_text('{"text": "Once upon a time"}\n{"text": \n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message) as error:
+        CliRunner().invoke(edgec, storyteller(calibration), catch_exceptions=False)
+    assert error.value.where.endswith(where)
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,7 @@ def test_two_backends(bundles, story_text):
     assert all(state["snr_db"] is None or state["snr_db"] > 80 for state in found["states"])
     assert found["predictions"]["mean_kl"] < 1e-6
     assert found["predictions"]["top1_agreement"] == 1
-    assert found["integers"] == {"weights": 22, "different": []}
+    assert found["integers"] == {"weights": 22, "different": [], "activations": 0}
     assert found["tokens"] == 64
     assert found["failures"] == []
 

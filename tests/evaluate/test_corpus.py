@@ -84,16 +84,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path):
     assert load_corpus(path, words(marks=False), tokens=4, window=4).windows.tolist() == [[11, 12, 13, 14]]
 
 
-def test_windows_for_calibration_are_spread_over_the_text(text: Path):
-    corpus = load_corpus(text, words(marks=False), tokens=6, window=3, purpose="calibration")
-    stream = load_corpus(text, words(marks=False), tokens=18, window=18).windows[0].tolist()
-    assert corpus.windows.tolist() == [stream[:3], stream[9:12]]
-    every = load_corpus(text, words(marks=False), tokens=16, window=4, purpose="calibration")
-    assert every.windows.tolist() == [stream[i : i + 4] for i in (0, 4, 8, 12)]
-
-
-def test_calibration_and_evaluation_share_nothing_of_the_text_that_every_python_carries():
+def test_calibration_has_nothing_of_what_evaluation_reads_of_the_text_that_every_python_carries():
     evaluation, calibration = read_text("python-docs"), read_text("python-docs", "calibration")
     assert len(evaluation) > 300_000
-    assert len(calibration) > 50_000
-    assert not set(evaluation.split(b"\n\n")) & set(calibration.split(b"\n\n"))
+    assert len(calibration) > 150_000
+    assert not set(evaluation[:200_000].split(b"\n\n")) & set(calibration.split(b"\n\n"))

@@ -96,6 +96,19 @@ def test_bos_is_what_the_tokenizer_adds():
     assert marking.encode("he", special=False)[0] != 0
 
 
+def test_eos_is_what_the_config_says():
+    assert Tokenizer(ENGINES["byte_level"], CONFIG).eos_id == 1
+    assert Tokenizer(ENGINES["byte_level"], {}).eos_id is None
+
+
+def test_the_vocabulary_has_room_for_added_tokens():
+    engine = byte_level()
+    size = engine.get_vocab_size()
+    assert Tokenizer(engine, {}).vocabulary == size
+    engine.add_tokens(["<more>"])
+    assert Tokenizer(engine, {}).vocabulary == size + 1
+
+
 def test_special_tokens_are_no_text(tokenizer: Tokenizer):
     ids = tokenizer.encode("he", special=False)
     assert tokenizer.decode([0, *ids, 1]) == "he"
@@ -106,6 +119,16 @@ def test_chat_writes_special_tokens_once():
     content["chat_template.jinja"] = b"{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
     tokenizer = Tokenizer.from_files(content)
     assert tokenizer.chat([{"role": "user", "content": "he"}]) == [0, *tokenizer.encode("he", special=False), 1]
+
+
+def test_a_conversation_that_is_over_is_the_same_every_day():
+    template = (
+        "{{ messages[0].content }}{% if add_generation_prompt %}?{% endif %} {{ strftime_now('%d %b %Y %H:%M') }}"
+    )
+    tokenizer = Tokenizer(ENGINES["byte_level"], {}, template)
+    assert tokenizer.has_chat_template
+    said = tokenizer.conversation([{"role": "user", "content": "he"}])
+    assert tokenizer.decode(said) == "he 01 Jan 2025 00:00"
 
 
 @pytest.mark.parametrize("value", [[{"name": "default", "template": "he"}, {"name": "rag", "template": "x"}], "he"])

@@ -24,7 +24,7 @@ def planned(tiny_llama):
 def test_everything_is_resolved(planned):
     plan = planned()
     assert plan.weights == plan.embedding == Scheme("int4", 32, algorithm="mse")
-    assert (plan.calibration.text, plan.calibration.window) == ("python-docs", 128)
+    assert (list(plan.calibration.files), plan.calibration.window, plan.calibration.seed) == (["python-docs"], 128, 0)
     assert planned(profile="int8").calibration is None
     assert plan.context_length == 128  # the model's, which is less than the profile's
     assert plan.backend == "onnx_cpu"

@@ -16,38 +16,38 @@ from edgec.errors import PlanError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe, families
 from edgec.graph.store import Store
+from edgec.graph.weights import matrix_name
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.weights import quantize_weights
 from edgec.spec.load import list_targets, load_profile, load_target
 from edgec.spec.memory import storage_bytes
 from edgec.spec.plan import resolve
 from edgec.spec.preflight import preflight, refuse_fallbacks
+from edgec.spec.profile import LayerWeights
 
 WIDENED = "widened to float16 in a kernel of its own"
 
 
 class Planned:
-    """A checkpoint with a plan for it; `weights` changes the profile's."""
+    """A checkpoint with a plan for it; `weights` changes the profile's, `layers` some matrices."""
 
-    def __init__(self, source, target="x86-avx512-vnni", backend=None, profile="int4", **weights):
+    def __init__(self, source, target="x86-avx512-vnni", backend=None, profile="int4", layers=(), **weights):
         self.checkpoint = open_checkpoint(source)
         self.decoder = describe(self.checkpoint)
         self.target = load_target(target) if isinstance(target, str) else target
         wishes = load_profile(profile)
         weights = {"algorithm": "rtn", **weights}
-        wishes = msgspec.structs.replace(wishes, weights=msgspec.structs.replace(wishes.weights, **weights))
+        wishes = msgspec.structs.replace(
+            wishes, weights=msgspec.structs.replace(wishes.weights, **weights), layers=tuple(layers)
+        )
         self.plan = resolve(self.checkpoint, self.decoder, self.target, wishes, backend)
         self.kernels = preflight(self.decoder, self.plan, self.target)
 
     def canonical(self, folder):
         model = emit(self.decoder, self.checkpoint, self.checkpoint.read, self.plan.context_length)
         with Store(folder / "weights.bin") as store:
-            quantize_weights(model, self._storage, store, lambda _: None)
+            quantize_weights(model, lambda value, _: self.plan.storage_of(matrix_name(value)), store, lambda _: None)
         return model
-
-    def _storage(self, value, kind):
-        is_head = any(use.node.name == "lm_head" for use in value.uses())
-        return self.plan.embedding if is_head or kind == "table" else self.plan.weights
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +109,31 @@ def test_openvino_fuses_the_attention_that_the_plan_says(kind, fused, tmp_path):
     ],
 )
 def test_tensorrt_widens_the_weights_that_the_plan_says(kind, target, profile, widened, tmp_path):
+    _check_widened(kind, target, profile, widened, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "profile", "layers", "widened"),
+    [
+        ("rtx-4060", "int4", {"q": "int8", "k": "fp16", "gate": "int8"}, 1),  # Q, beside K
+        ("rtx-4060", "int4", {"q": "int8", "k": "int4 128"}, 2),  # K and V
+        ("rtx-5090", "fp16", {"q": "fp8", "k": "int8", "up": "fp8", "down": "fp8"}, 3),  # all but down
+    ],
+)
+def test_tensorrt_widens_what_it_joins_with_others(target, profile, layers, widened, tmp_path):
+    overrides = [
+        LayerWeights(match=f"*.{name}", dtype=storage.split()[0], group_size=128 if "128" in storage else "channel")
+        for name, storage in layers.items()
+    ]
+    _check_widened("llama", target, profile, widened, tmp_path, overrides)
+
+
+def _check_widened(kind, target, profile, widened, tmp_path, layers=()):
     pytest.importorskip("tensorrt_rtx_bindings")
     # In smaller ones more fuses than in models that people run.
     sizes = {"num_hidden_layers": 1, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048}
     save_random(kind, tmp_path / "source", **sizes)
-    planned = Planned(tmp_path / "source", target, "tensorrt", profile)
+    planned = Planned(tmp_path / "source", target, "tensorrt", profile, layers)
     assert sum(WIDENED in (row.fallback or "") for row in planned.kernels.rows) == widened
     (tmp_path / "artifact").mkdir()
     parts = planned.decoder, planned.plan, planned.target, planned.checkpoint.config, {}
@@ -225,10 +245,11 @@ def test_an_int8_cache_is_refused_where_there_is_none(llama):
     wishes = load_profile("int4")
     wishes = msgspec.structs.replace(wishes, runtime=msgspec.structs.replace(wishes.runtime, kv_cache="int8"))
     checkpoint = open_checkpoint(llama)
-    decoder, target = describe(checkpoint), load_target("x86-avx2")
-    assert resolve(checkpoint, decoder, target, wishes, "openvino").kv_cache == "int8"
-    with pytest.raises(PlanError, match="no int8 key-value cache"):
-        resolve(checkpoint, decoder, target, wishes, "onnx_cpu")
+    decoder = describe(checkpoint)
+    for target, backend in (("x86-avx2", "openvino"), ("x86-avx2", "onnx_cpu"), ("rtx-4060", "tensorrt")):
+        assert resolve(checkpoint, decoder, load_target(target), wishes, backend).kv_cache == "int8"
+    with pytest.raises(PlanError, match="builds its own engine"):
+        resolve(checkpoint, decoder, load_target("jetson-thor"), wishes, "tensorrt")
 
 
 @pytest.mark.parametrize(

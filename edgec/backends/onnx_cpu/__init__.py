@@ -1,6 +1,6 @@
 """ONNX Runtime on CPUs: the artifact is a directory that onnxruntime and onnxruntime-genai load as it stands."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ PACKAGES: tuple[str, ...] = ()
 LIMITS = Limits(
     scale_bytes=4,
     activation_bytes=4,
-    cache_bytes={"float": 4},
+    cache_bytes={"float": 4, "int8": 1},
+    static_cache=True,
     soft_caps=True,
     footprint=Footprint(
         runtime_bytes=112 << 20,
@@ -96,6 +97,13 @@ def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
     from edgec.backends.onnx_cpu.codes import read_codes
 
     return read_codes(artifact)
+
+
+def read_scales(artifact: Path) -> "Mapping[str, tuple[float, ...]]":
+    """Return the scales of activations and of the cache that an artifact holds."""
+    from edgec.backends.onnx_cpu.codes import read_scales
+
+    return read_scales(artifact)
 
 
 def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":

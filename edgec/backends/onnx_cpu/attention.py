@@ -2,7 +2,8 @@
 
 The kernel masks by itself: causal, windowed, and rows as long as the attention mask says. So it takes prompts that are
 padded on the right, where the canonical graph takes padding anywhere. Norms over each head of Q and K stay nodes: the
-kernel has inputs for them, but refuses them on CPUs.
+kernel has inputs for them, but refuses them on CPUs. An int8 cache has one scale for each head; the kernel takes one
+for each number of a head.
 """
 
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.backends.onnx_cpu import CONTRIB
-from edgec.graph.rewrite import constant, replace
+from edgec.graph.rewrite import array_of, constant, replace
 from edgec.graph.tags import BLOCK, WINDOW
+
+K_SCALE, V_SCALE = 12, 13
+"""Where GroupQueryAttention takes the scales of an int8 cache."""
 
 
 def lower_attention(graph: ir.Graph) -> None:
@@ -56,6 +60,9 @@ def _lower(graph: ir.Graph, node: ir.Node, lengths: list[ir.Value]) -> None:
     if WINDOW in node.metadata_props:
         attributes["local_window_size"] = int(node.metadata_props[WINDOW])
     q, k, v = node.inputs[:3]
+    k, k_rounding = _before(k, "DequantizeLinear")
+    v, v_rounding = _before(v, "DequantizeLinear")
+    k, v = _before(k, "QuantizeLinear")[0], _before(v, "QuantizeLinear")[0]
     q, q_rope = _before(q, "RotaryEmbedding")
     k, k_rope = _before(k, "RotaryEmbedding")
     tables: list[ir.Value | None] = [None, None]
@@ -65,8 +72,22 @@ def _lower(graph: ir.Graph, node: ir.Node, lengths: list[ir.Value]) -> None:
     packed = _packed(q, k, v)
     qkv = [packed, None, None] if packed is not None else [q, k, v]
     inputs = [*qkv, *node.inputs[4:6], *lengths, *tables]
+    if k_rounding is not None and v_rounding is not None:
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        scales = [_cache_scale(graph, rounding, kv_heads) for rounding in (k_rounding, v_rounding)]
+        inputs += [*[None] * (K_SCALE - len(inputs)), *scales]
+        for value in (*node.inputs[4:6], *node.outputs[1:3]):
+            if value is not None:
+                value.type = ir.TensorType(ir.DataType.INT8)
     new = ir.node("GroupQueryAttention", inputs, attributes, num_outputs=3, domain=CONTRIB, name=node.name)
     replace(graph, node, new)
+
+
+def _cache_scale(graph: ir.Graph, rounding: ir.Node, kv_heads: int) -> ir.Value:
+    """Return the scales of keys or values, (1, kv_heads, 1, head_dim)."""
+    assert rounding.inputs[1] is not None
+    scales = array_of(rounding.inputs[1]).reshape(1, kv_heads, 1, -1)
+    return constant(graph, f"{str(rounding.name).removesuffix('.dequantize')}.cache_scale", scales)
 
 
 def _before(value: ir.Value | None, op_type: str) -> tuple[ir.Value | None, ir.Node | None]:

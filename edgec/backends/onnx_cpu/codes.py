@@ -8,16 +8,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgec.backends.onnx_cpu.attention import K_SCALE, V_SCALE
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
+from edgec.backends.onnx_cpu.integer import MIDDLE
+from edgec.graph.rewrite import array_of
 from edgec.graph.rows import split_rows
 from edgec.graph.store import raw_bytes, shape_of, unpack_nibbles
 from edgec.graph.tags import WEIGHTS
 from edgec.graph.weights import Codes
+from edgec.quantize.activations import activation_scales, scale_numbers
 from edgec.quantize.scheme import Scheme
 
 
 def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
-    """Yield (name, integers) of each weight that `MatMulNBits` multiplies by or `GatherBlockQuantized` looks up.
+    """Yield (name, integers) of each weight that is multiplied by or looked up as integers.
 
     A scheme with one scale per output comes back with the blocks that the kernel asked for.
     """
@@ -26,6 +30,8 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
             yield from _matmul(node)
         elif node.op_type == "GatherBlockQuantized":
             yield from _gather(node)
+        elif node.op_type == "MatMulIntegerToFloat":
+            yield from _integer_matmul(node)
 
 
 def _matmul(node: ir.Node) -> Iterator[tuple[str, Codes]]:
@@ -33,6 +39,17 @@ def _matmul(node: ir.Node) -> Iterator[tuple[str, Codes]]:
     packed, scales, zeros = (_array(node, index) for index in (1, 2, 3))
     assert packed is not None
     yield from _split(node, packed.reshape(len(packed), -1), scales, zeros, bits, cols, node.inputs[1])
+
+
+def _integer_matmul(node: ir.Node) -> Iterator[tuple[str, Codes]]:
+    codes, scales = _array(node, 1), _array(node, 3)
+    assert codes is not None
+    assert scales is not None
+    assert node.inputs[1] is not None
+    if codes.dtype == np.uint8:
+        codes = (codes ^ np.uint8(MIDDLE)).view(np.int8)
+    joined = Codes(np.ascontiguousarray(codes.T), scales[:, None], None, Scheme("int8", None))
+    yield from split_rows(node.inputs[1].metadata_props.get(WEIGHTS, ""), joined)
 
 
 def _gather(node: ir.Node) -> Iterator[tuple[str, Codes]]:
@@ -73,3 +90,15 @@ def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
         return None
     tensor = value.const_value
     return raw_bytes(tensor).view(tensor.dtype.numpy()).reshape(shape_of(tensor))
+
+
+def read_scales(artifact: Path) -> dict[str, tuple[float, ...]]:
+    """Return the scales of activations and of the cache that the artifact holds, by their names."""
+    graph = ir.load(artifact / ALL_LOGITS_FILE).graph
+    found = activation_scales(graph)
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            for value in node.inputs[K_SCALE : V_SCALE + 1]:
+                assert value is not None
+                found[str(value.name).removesuffix(".cache_scale")] = scale_numbers(array_of(value))
+    return found

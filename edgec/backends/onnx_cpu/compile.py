@@ -9,6 +9,7 @@ import onnx_ir as ir
 from edgec.backends.backend import Job
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE, MODEL_FILE
 from edgec.backends.onnx_cpu.genai import genai_config
+from edgec.backends.onnx_cpu.kernels import saturates
 from edgec.backends.onnx_cpu.logits import last_logits_only
 from edgec.backends.onnx_cpu.lower import lower
 from edgec.graph.write import write_weights
@@ -16,7 +17,7 @@ from edgec.graph.write import write_weights
 
 def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tuple[str, ...]:
     """Write the artifact of a canonical decoder graph into `folder`; `tick` is called for each weight."""
-    lowered = lower(job.model, job.plan.accuracy_level)
+    lowered = lower(job.model, job.plan.accuracy_level, unsigned_weights=saturates(job.target))
     write_weights(lowered, folder, tick)
     ir.save(lowered, folder / ALL_LOGITS_FILE)
     ir.save(last_logits_only(lowered), folder / MODEL_FILE)

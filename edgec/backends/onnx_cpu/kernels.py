@@ -9,7 +9,13 @@ from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 
 _ACTIVATIONS = {0: "the runtime's choice of", 1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
+_VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 _INT8_MATMULS = frozenset({"avx2", "avx512f", "asimddp"})
+
+
+def saturates(target: Target) -> bool:
+    """Say whether the target's fastest kernel of unsigned by signed integers adds in too few bits."""
+    return target.arch == "x86_64" and not _VNNI & set(target.isa)
 
 
 def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
@@ -22,7 +28,8 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
         case "attention":
             rope = operation.attention is not None and operation.attention.rope is not None
             inside = ", rotary embedding inside" if rope else ""
-            return Kernel(f"GroupQueryAttention{inside}, float32 cache in one buffer")
+            cache = "int8 cache, one scale for each head," if plan.kv_cache == "int8" else "float32 cache"
+            return Kernel(f"GroupQueryAttention{inside}, {cache} in one buffer")
         case "lookup" if isinstance(storage, Scheme):
             return Kernel(f"GatherBlockQuantized, {storage.dtype}")
         case "lookup":
@@ -35,6 +42,8 @@ def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     if not isinstance(storage, Scheme):
         return _floating("MatMul", storage)
+    if plan.is_static(operation.matrix):
+        return Kernel(f"MatMulIntegerToFloat, uint8 x {'uint8' if saturates(target) else 'int8'}, calibrated scales")
     level = plan.accuracy_level
     kernel = f"MatMulNBits, {storage.dtype}, {_ACTIVATIONS[level]} activations"
     if not _INT8_MATMULS & set(target.isa):

@@ -4,21 +4,24 @@ import onnx_ir as ir
 
 from edgec.backends.onnx_cpu import CONTRIB
 from edgec.backends.onnx_cpu.attention import lower_attention
+from edgec.backends.onnx_cpu.integer import lower_integer_matmuls
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
 from edgec.backends.onnx_cpu.norm import lower_norms
 from edgec.backends.onnx_cpu.pack import pack_siblings
 from edgec.graph.rewrite import sweep
 
 
-def lower(model: ir.Model, accuracy_level: int) -> ir.Model:
+def lower(model: ir.Model, accuracy_level: int, *, unsigned_weights: bool = False) -> ir.Model:
     """Return a lowered copy of a canonical decoder graph; weights stay lazy.
 
     Args:
         model: the canonical graph; not changed.
         accuracy_level: of MatMulNBits: 1 computes with float32 activations (exact mode), 4 with int8 ones.
+        unsigned_weights: of matmuls by int8 activations; see `edgec.backends.onnx_cpu.integer`.
     """
     lowered = model.clone()
     graph = lowered.graph
+    lower_integer_matmuls(graph, unsigned_weights=unsigned_weights)
     lower_matmuls(graph, accuracy_level)
     lower_gathers(graph)
     pack_siblings(graph)

@@ -106,7 +106,11 @@ def _matmul(graph: ir.Graph, node: ir.Node, stored: StoredCodes, accuracy_level:
     attributes = {
         "K": cols, "N": rows, "bits": stored.scheme.bits, "block_size": width, "accuracy_level": accuracy_level,
     }  # fmt: skip
-    new = ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=node.name)
+    put(graph, ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=node.name), node, add)
+
+
+def put(graph: ir.Graph, new: ir.Node, node: ir.Node, add: ir.Node | None) -> None:
+    """Put `new` where the matmul `node` is, and where the `add` of its bias is, if it has one."""
     if add is None:
         replace(graph, node, new)
     else:

@@ -25,7 +25,7 @@ def pack_siblings(graph: ir.Graph) -> None:
 
 def _key(node: ir.Node) -> tuple[Any, ...] | None:
     """Return what matmuls must share to be packed; None where `node` cannot be packed."""
-    if node.op_type not in ("MatMulNBits", "MatMul"):
+    if node.op_type not in ("MatMulNBits", "MatMulIntegerToFloat", "MatMul"):
         return None
     weights = node.inputs[1:]
     if not all(value is None or value.is_initializer() for value in weights):
@@ -39,13 +39,14 @@ def _key(node: ir.Node) -> tuple[Any, ...] | None:
 
 def _pack(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     first = nodes[0]
-    axis = 1 if first.op_type == "MatMul" else 0
+    axis = 0 if first.op_type == "MatMulNBits" else -1
     widths = [_width(node) for node in nodes]
     name = ".".join([str(first.name).rpartition(".")[0], "+".join(str(n.name).rpartition(".")[2] for n in nodes)])
     inputs: list[ir.Value | None] = [first.inputs[0]]
     for index, value in enumerate(first.inputs[1:], start=1):
         pieces = [node.inputs[index] for node in nodes]
-        inputs.append(None if value is None else _joined(graph, f"{name}.{index}", pieces, axis))
+        shared = all(piece is value for piece in pieces)  # such as the scale of the input
+        inputs.append(value if shared else _joined(graph, f"{name}.{index}", pieces, axis))
     attributes: dict[str, Any] = dict(first.attributes)
     if "N" in attributes:
         attributes["N"] = ir.AttrInt64("N", sum(widths))

@@ -19,7 +19,7 @@ from edgec.backends.session import check_batch, check_ids, check_length, check_r
 from edgec.errors import BundleError
 
 Ids = NDArray[np.int64]
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8"}
 
 
 class OnnxCpuSession:
@@ -129,10 +129,12 @@ def _load(path: Path, threads: int | None, options: Mapping[str, str], *, exact:
         settings.add_session_config_entry(key, value)
     model: Path | bytes = path
     if exact:
-        from edgec.backends.onnx_cpu.exact import exact_model
+        from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_model
 
         model = exact_model(path)
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        folder = {"session.model_external_initializers_file_folder_path": str(path.parent)}
+        for key, value in {**EXACT_ENTRIES, **folder}.items():
+            settings.add_session_config_entry(key, value)
     try:
         return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no base class of their own

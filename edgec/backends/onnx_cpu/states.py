@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode, is_hidden_state
-from edgec.backends.onnx_cpu.exact import exact_model
+from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_model
 from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.session import OnnxCpuSession
 from edgec.errors import BundleError
@@ -24,7 +24,10 @@ def trace(artifact: Path, input_ids: NDArray[np.int64], mode: Mode) -> States:
     logits = OnnxCpuSession(artifact, mode).step(input_ids)
     path = artifact / ALL_LOGITS_FILE
     if path.is_file():  # other tools name no hidden states
-        yield from hidden_states(exact_model(path) if mode == "exact" else path.read_bytes(), path, input_ids)
+        if mode == "exact":
+            yield from hidden_states(exact_model(path), path, input_ids, EXACT_ENTRIES)
+        else:
+            yield from hidden_states(path.read_bytes(), path, input_ids)
     yield "logits", logits
 
 
@@ -71,4 +74,5 @@ def _feed(inputs: Sequence[Any], input_ids: NDArray[np.int64]) -> dict[str, NDAr
 def _no_past(value: Any) -> NDArray[Any]:
     """Return what a cache (batch, heads, past, head_dim) holds before the first token."""
     _, heads, _, head_dim = value.shape
-    return np.zeros((1, heads, 0, head_dim), np.float16 if value.type == "tensor(float16)" else np.float32)
+    dtypes = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}
+    return np.zeros((1, heads, 0, head_dim), dtypes.get(value.type, np.float32))

@@ -1,6 +1,6 @@
 """OpenVINO: the artifact is a directory that openvino and openvino_genai load as it stands."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +103,14 @@ def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
     from edgec.backends.openvino.codes import read_codes
 
     return read_codes(artifact)
+
+
+def read_scales(artifact: Path) -> "Mapping[str, tuple[float, ...]]":
+    """Return the scales of activations and of the cache that an artifact holds."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.codes import read_scales
+
+    return read_scales(artifact)
 
 
 def trace(artifact: Path, input_ids: "NDArray[np.int64]", mode: "Mode") -> "Iterator[tuple[str, NDArray[np.float32]]]":

@@ -12,6 +12,7 @@ from edgec.backends.openvino import MARKER
 from edgec.graph.rows import split_rows
 from edgec.graph.store import signed_nibbles, unpack_nibbles
 from edgec.graph.weights import Codes
+from edgec.quantize.activations import scale_numbers
 from edgec.quantize.scheme import Scheme
 
 _DECOMPRESSION = frozenset({"Convert", "Subtract", "Multiply", "Reshape"})
@@ -33,6 +34,19 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
         zeros = None if symmetric else _integers(constants[f"{note}.zero_points"], scheme).reshape(shape[0], -1)
         scales = constants[f"{note}.scales"].data.astype(np.float32).reshape(shape[0], -1)
         yield from split_rows(note, Codes(codes, scales, zeros, scheme))
+
+
+def read_scales(artifact: Path) -> dict[str, tuple[float, ...]]:
+    """Return the scale of each activation that is rounded to integers, by its name."""
+    model = ov.Core().read_model(artifact / MARKER)
+    found = {}
+    for node in model.get_ops():
+        if node.get_type_name() == "FakeQuantize":
+            _, low, high, *_ = (value.get_node() for value in node.input_values())
+            steps = node.get_attributes()["levels"] - 1
+            name = node.get_friendly_name().removesuffix(".quantize")
+            found[name] = scale_numbers((high.data - low.data) / np.float32(steps))
+    return found
 
 
 def weight_bytes_per_token(artifact: Path) -> int:

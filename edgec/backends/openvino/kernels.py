@@ -33,13 +33,23 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
         case "lookup":
             return Kernel("Gather")
         case _:
-            return msgspec.structs.replace(_matmul(operation, plan, target), caveat=_bfloat16(target))
+            caveat = _saturation(target) if plan.is_static(operation.matrix) else _bfloat16(target)
+            return msgspec.structs.replace(_matmul(operation, plan, target), caveat=caveat)
 
 
 def _bfloat16(target: Target) -> str | None:
     """Return that floats may be bfloat16, on targets that AVX-512 or nothing is known of."""
     may = not target.isa or any(name.startswith(("avx512", "amx")) for name in target.isa)
     return "on a CPU with AVX512_BF16 or AMX, OpenVINO computes in bfloat16 what is float here" if may else None
+
+
+def _saturation(target: Target) -> str | None:
+    """Return that sums of products may not fit, on x86 targets without VNNI.
+
+    Source: OpenVINO documentation, saturation (overflow) issue on CPUs without VNNI.
+    """
+    may = target.arch == "x86_64" and not _VNNI & set(target.isa)
+    return "without VNNI, OpenVINO adds pairs of int8 products in 16 bits, which may not hold them" if may else None
 
 
 def _attention(operation: Operation, plan: Plan) -> Kernel:
@@ -60,6 +70,8 @@ def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
     if not isinstance(storage, Scheme):
         reason = "the CPU plugin widens float16 weights when it loads them" if storage == "fp16" else None
         return Kernel("FullyConnected, float32 weights", reason, 4.0 if reason else None)
+    if plan.is_static(operation.matrix):
+        return Kernel("FullyConnected, int8 x int8, calibrated scales")
     kernel = f"FullyConnectedCompressed, {storage.dtype}"
     if plan.accuracy_level == 1:
         return Kernel(f"{kernel}, floating-point activations")

@@ -77,7 +77,9 @@ class _Writer:
         self.beam_idx = beam_idx.output(0)
         self.batch = op.gather(op.shape_of(self.values["input_ids"]), integers(0), index(0))
         for node in self.graph:
-            if node.op_type not in _WRITTEN_LATER and not _widens_weight(node):
+            if _widens_activation(node):  # what is written for its QuantizeLinear gives floats
+                self.values[str(node.outputs[0].name)] = self.value(node.inputs[0])
+            elif node.op_type not in _WRITTEN_LATER and not _widens_weight(node):
                 self._write(node)
         logits = op.result(self.values["logits"])
         logits.get_output_tensor(0).set_names({"logits"})
@@ -119,6 +121,11 @@ class _Writer:
         for sibling, part in zip(siblings, parts.outputs(), strict=True):
             self.values[str(sibling.outputs[0].name)] = part
         return parts
+
+    def _quantizelinear(self, node: ir.Node) -> ov.Node:
+        scale = array_of(node.inputs[1]).item()  # type: ignore[arg-type]
+        low, high = np.float32(-128 * scale), np.float32(127 * scale)
+        return op.fake_quantize(self.value(node.inputs[0]), low, high, low, high, 256)
 
     def _gather(self, node: ir.Node) -> ov.Node:
         table, ids = node.inputs
@@ -217,6 +224,12 @@ def _parameter(name: Any, dtype: ov.Type, rank: int) -> ov.Node:
 def _widens_weight(node: ir.Node) -> bool:
     """Say whether `node` is the Cast behind a weight that is stored as float16."""
     return node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+
+
+def _widens_activation(node: ir.Node) -> bool:
+    """Say whether `node` turns the integers of an activation into floats."""
+    value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    return value is not None and value.producer() is not None
 
 
 def _is_table(value: ir.Value) -> bool:

@@ -60,7 +60,7 @@ class OpenVinoSession:
         properties = {"PERFORMANCE_HINT": "LATENCY", **(EXACT if mode == "exact" else {}), **(config or {})}
         if threads:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
-        compiled = _compile(self._path, properties, last_only=mode == "generate")
+        compiled = _compile(self._path, properties, mode)
         self._inputs = {name for port in compiled.inputs for name in port.get_names()}
         self._request = compiled.create_infer_request()
         self._rows = np.zeros(1, np.int32)
@@ -101,13 +101,15 @@ class OpenVinoSession:
         self.length = length
 
 
-def _compile(path: Path, properties: dict[str, str], *, last_only: bool) -> Any:
+def _compile(path: Path, properties: dict[str, str], mode: Mode) -> Any:
     if not path.is_file():
         raise BundleError(f"the artifact lacks '{path.name}'", where=str(path), hint="copy or build it again")
     try:
         model = ov.Core().read_model(path)
-        if last_only:
+        if mode == "generate":
             last_logits_only(model)
+        elif mode == "exact":
+            leave_float(model)
         return ov.compile_model(model, "CPU", properties)
     except RuntimeError as error:
         raise BundleError(
@@ -125,4 +127,12 @@ def last_logits_only(model: ov.Model) -> None:
         node = node.input_value(0).get_node()
     hidden = node.input_value(0)
     node.input(0).replace_source_output(op.gather(hidden, np.array([-1], np.int64), np.int64(1)).output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def leave_float(model: ov.Model) -> None:
+    """Take the rounding of activations with static scales out of `model`."""
+    for node in model.get_ops():
+        if node.get_type_name() == "FakeQuantize":
+            node.output(0).replace(node.input_value(0))
     model.validate_nodes_and_infer_types()

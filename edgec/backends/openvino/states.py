@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode, is_hidden_state
 from edgec.backends.openvino import MARKER
-from edgec.backends.openvino.session import EXACT, OpenVinoSession
+from edgec.backends.openvino.session import EXACT, OpenVinoSession, leave_float
 from edgec.errors import BundleError
 
 
@@ -27,6 +27,8 @@ def trace(artifact: Path, input_ids: NDArray[np.int64], mode: Mode) -> Iterator[
     properties = {"PERFORMANCE_HINT": "LATENCY", **(EXACT if mode == "exact" else {})}
     try:
         model = ov.Core().read_model(path)
+        if mode == "exact":
+            leave_float(model)
         taken = {name for port in model.inputs for name in port.get_names()}
         nodes = [node for node in model.get_ordered_ops() if is_hidden_state(node.get_friendly_name())]
         first = len(model.outputs)

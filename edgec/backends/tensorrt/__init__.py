@@ -1,6 +1,6 @@
 """TensorRT: engines compiled ahead of time for RTX GPUs, and built on the device for Jetson."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,8 @@ PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 LIMITS = Limits(
     scale_bytes=2,
     activation_bytes=2,
-    cache_bytes={"float": 2},
+    cache_bytes={"float": 2, "int8": 1},
+    static_cache=True,
     fp32_activations=True,
     footprint=Footprint(
         runtime_bytes=384 << 20,
@@ -45,6 +46,7 @@ LIMITS = Limits(
     ),
     weights=frozenset({"fp32", "fp16", "fp8", "int8", "int4", "nvfp4"}),
     zero_points=False,
+    activations=frozenset({"float", "static"}),
 )
 
 
@@ -137,3 +139,11 @@ def read_codes(artifact: Path) -> "Iterator[tuple[str, Codes]]":
     from edgec.backends.tensorrt.codes import read_codes
 
     return read_codes(artifact)
+
+
+def read_scales(artifact: Path) -> "Mapping[str, tuple[float, ...]]":
+    """Return the scales of activations and of the cache that an artifact holds."""
+    require("onnx_ir", "build")
+    from edgec.backends.tensorrt.codes import read_scales
+
+    return read_scales(artifact)

@@ -21,7 +21,7 @@ from edgec.backends.tensorrt.refusal import NOT_OF_THE_GRAPH, note_nodes, refusa
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
 from edgec.graph.write import write_weights
 from edgec.quantize.scheme import Scheme
-from edgec.spec.operation import Storage
+from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 
 _ENGINE_FILE = "model.sm{sm}.engine"
@@ -81,7 +81,7 @@ def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
     assert job.target.gpu is not None
     return Settings(
         name=f"{job.decoder.family}-{job.plan.sha256()[:12]}",
-        precision=f"weights {_words(job.plan.weights)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
+        precision=f"weights {_words(job.plan)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
         profiles=shapes,
         tensorrt_min=oldest_tensorrt(job.target),
         tensorrt_below=_NEWEST_TENSORRT,
@@ -89,8 +89,9 @@ def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
     )
 
 
-def _words(storage: Storage) -> str:
-    return storage.dtype if isinstance(storage, Scheme) else storage
+def _words(plan: Plan) -> str:
+    found = (plan.weights, *(matrix.storage for matrix in plan.layers.values()))
+    return " and ".join(dict.fromkeys(s.dtype if isinstance(s, Scheme) else s for s in found))
 
 
 def oldest_tensorrt(target: Target) -> str:
@@ -117,4 +118,5 @@ def _compile(folder: Path, shapes: tuple[Profile, ...], sm: int, out: Path) -> E
     made = compile_engine(Order(model=str(folder / MODEL_FILE), out=str(out), sm=sm, profiles=shapes))
     if isinstance(made, Failure):
         return made
-    return Engine(sm, made.compiler, out.stat().st_size, made.weights, made.widened, out.name, shapes)
+    size, read = out.stat().st_size, (made.weights, made.widened)
+    return Engine(sm, made.compiler, size, *read, out.name, shapes, made.integer_matmuls)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.graph.rewrite import constant
+from edgec.graph.rewrite import array_of, constant
 
 
 def decompose(graph: ir.Graph, *, old: bool) -> None:
@@ -55,29 +55,55 @@ class _Writer:
         return self.op(f"{part}_heads", "Transpose", split, perm=[0, 2, 1, 3])
 
 
-def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
-    """Write queries (batch, heads, sequence, dim), and the present keys and values (batch, kv_heads, total, dim)."""
+def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Value], list[ir.Value]]:
+    """Write queries (batch, heads, sequence, dim), and all keys and values (batch, kv_heads, total, dim).
+
+    Returns:
+        The queries, keys and values as attention takes them, and as the cache keeps them.
+    """
     heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
-    q, k, v = (
-        w.heads(part, x, n) for part, x, n in zip("qkv", node.inputs[:3], (heads, kv_heads, kv_heads), strict=True)
-    )
-    pasts = node.inputs[4:6]
-    return q, [w.op(f"{p}_all", "Concat", past, new, axis=2) for p, past, new in zip("kv", pasts, (k, v), strict=True)]
+    q = w.heads("q", node.inputs[0], heads)
+    taken, kept = zip(*(_cached(w, node, index, kv_heads) for index in (1, 2)), strict=True)
+    return q, list(taken), list(kept)
+
+
+def _cached(w: _Writer, node: ir.Node, index: int, kv_heads: int) -> tuple[ir.Value, ir.Value]:
+    """Write a key or value behind its past; return it as attention takes it, and as the cache keeps it."""
+    part, new, past = "_kv"[index], node.inputs[index], node.inputs[index + 3]
+    rounding = new.producer() if new is not None else None
+    if rounding is None or rounding.op_type != "DequantizeLinear":
+        whole = w.op(f"{part}_all", "Concat", past, w.heads(part, new, kv_heads), axis=2)
+        return whole, whole
+    assert rounding.inputs[0] is not None
+    assert rounding.inputs[1] is not None
+    assert past is not None
+    quantize = rounding.inputs[0].producer()
+    assert quantize is not None
+    name = str(quantize.name).removesuffix(".quantize")
+    scales = constant(w.graph, f"{name}.scales", array_of(rounding.inputs[1]).reshape(kv_heads, -1)[:, 0])
+    zeros = constant(w.graph, f"int8.zeros.{kv_heads}", np.zeros(kv_heads, np.int8))
+    rounded = w.op(
+        f"{name.rpartition('.')[2]}.quantize", "QuantizeLinear", w.heads(part, quantize.inputs[0], kv_heads), scales,
+        zeros, axis=1,
+    )  # fmt: skip
+    past.type = ir.TensorType(ir.DataType.INT8)
+    whole = w.op(f"{part}_all", "Concat", past, rounded, axis=2)
+    return w.op(f"{part}_widened", "DequantizeLinear", whole, scales, zeros, axis=1), whole
 
 
 def _fused_attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
     if node.attributes["softcap"].as_float():  # TensorRT's Attention has none
         return _attention(w, node)
-    q, present = _queries_and_cache(w, node)
-    y = w.op("fused", "Attention", q, *present, node.inputs[3], scale=node.attributes["scale"].as_float())
+    q, taken, present = _queries_and_cache(w, node)
+    y = w.op("fused", "Attention", q, *taken, node.inputs[3], scale=node.attributes["scale"].as_float())
     return [_joined_heads(w, y), *present]
 
 
 def _attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
     heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
     softcap = node.attributes["softcap"].as_float()
-    q, present = _queries_and_cache(w, node)
-    k, v = (_repeat(w, part, x, heads // kv_heads, heads) for part, x in zip("kv", present, strict=True))
+    q, taken, present = _queries_and_cache(w, node)
+    k, v = (_repeat(w, part, x, heads // kv_heads, heads) for part, x in zip("kv", taken, strict=True))
     # Scaling Q keeps the scores of float16 in range.
     q = w.op("q_scaled", "Mul", q, w.scalar(node.attributes["scale"].as_float()))
     scores = w.op("scores", "MatMul", q, w.op("k_transposed", "Transpose", k, perm=[0, 1, 3, 2]))

@@ -21,6 +21,7 @@ class Engine(msgspec.Struct, frozen=True):
         widened: weights that a kernel of their own widens to float16 in front of their matmul.
         file: its file in the artifact; None for a proxy, which is not shipped.
         profiles: the shapes that it takes, by optimization profile.
+        integer_matmuls: kernels that multiply int8 by int8.
     """
 
     sm: int
@@ -30,6 +31,7 @@ class Engine(msgspec.Struct, frozen=True):
     widened: int
     file: str | None = None
     profiles: tuple[Profile, ...] = ()
+    integer_matmuls: int = 0
 
 
 class Engines(msgspec.Struct, frozen=True):
@@ -74,6 +76,8 @@ def describe(engines: Engines) -> str:
         made = f"{engine.compiler} made {engine.size_bytes / 2**20:.1f} MiB for SM{engine.sm}; its constants: {kinds}"
         if engine.widened:
             made += f"; {engine.widened} weights are widened in front of their matmul"
+        if engine.integer_matmuls:
+            made += f"; {engine.integer_matmuls} kernels multiply int8 by int8"
     if engines.on_device:
         proxy = f"as a proxy for SM{engines.sm}, {made}" if engine is not None else f"no proxy: {made}"
         what = f"the device builds its own engine (build_engine.py); {proxy}"

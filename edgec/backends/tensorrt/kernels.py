@@ -7,7 +7,7 @@ fuses is not known before the device builds its engine.
 import msgspec
 
 from edgec.quantize.scheme import Scheme
-from edgec.spec.operation import Kernel, Operation
+from edgec.spec.operation import Kernel, Operation, Storage
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 
@@ -51,7 +51,7 @@ def _kernel(operation: Operation, plan: Plan) -> Kernel:
         case "lookup":
             return Kernel(f"Gather, {storage}")
         case _:
-            return _matmul(operation)
+            return _matmul(operation, plan)
 
 
 def _attention(operation: Operation, plan: Plan) -> Kernel:
@@ -62,11 +62,15 @@ def _attention(operation: Operation, plan: Plan) -> Kernel:
     if operation.attention.softcap:
         reason = "TensorRT's attention has no soft cap: scores are written to memory"
         return Kernel(f"{apart}, float16", reason, spills=2)
+    if plan.kv_cache == "int8":
+        return Kernel("Attention, float16, on an int8 cache with one scale for each head, which is widened first")
     return Kernel("Attention, float16")
 
 
-def _matmul(operation: Operation) -> Kernel:
+def _matmul(operation: Operation, plan: Plan) -> Kernel:
     storage = operation.storage
+    if plan.is_static(operation.matrix):
+        return Kernel("MatMul, int8 x int8, calibrated scales")
     if not isinstance(storage, Scheme):
         return Kernel(f"MatMul, {storage}")
     reason = _unfused(operation, storage)
@@ -80,12 +84,13 @@ def _unfused(operation: Operation, storage: Scheme) -> str | None:
     cols = operation.size[0]
     block = block_size(storage, cols)
     dtype = storage.dtype
+    joined = _joined(operation)
     rules = (
         (dtype == "nvfp4", "FP4 weights fuse with FP4 activations only, which need calibration"),
         (dtype == "int4" and block is None, f"no block of 16 to 128 divides {cols} inputs"),
         (block is not None and cols % block != 0, f"groups of {block} do not divide {cols} inputs"),
         (
-            dtype == "int8" and block is not None and operation.joinable,
+            dtype == "int8" and block is not None and bool(joined),
             "INT8 in groups does not fuse, and is stored as float16 where TensorRT joins matmuls of one input",
         ),
         (dtype == "int8" and block is not None, "INT8 in groups does not fuse"),
@@ -94,8 +99,26 @@ def _unfused(operation: Operation, storage: Scheme) -> str | None:
             f"{dtype} does not fuse into a matmul of one row, as the logits'",
         ),
         (
-            dtype == "fp8" and operation.joinable,
+            dtype == "fp8" and bool(joined),
             "TensorRT joins matmuls of one input, and fp8 does not fuse there",
+        ),
+        (
+            any(_written(other, cols) != _written(storage, cols) for other in joined),
+            f"TensorRT joins matmuls of one input, and {dtype} fuses there only with its like",
         ),
     )
     return next((reason for applies, reason in rules if applies), None)
+
+
+def _joined(operation: Operation) -> list[Storage]:
+    """Return how the other matmuls that TensorRT joins with one are stored: INT4 ones apart from all others."""
+    return [other for other in operation.siblings if _is_int4(other) == _is_int4(operation.storage)]
+
+
+def _is_int4(storage: Storage | None) -> bool:
+    return isinstance(storage, Scheme) and storage.dtype == "int4"
+
+
+def _written(storage: Storage, cols: int) -> tuple[str, int | None]:
+    """Return what of a storage the engine sees."""
+    return (storage.dtype, block_size(storage, cols)) if isinstance(storage, Scheme) else (storage, None)

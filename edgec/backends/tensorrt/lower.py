@@ -19,8 +19,9 @@ from edgec.backends.tensorrt.decompose import decompose
 from edgec.backends.tensorrt.floats import narrow_nvfp4
 from edgec.backends.tensorrt.kernels import block_size
 from edgec.graph.nvfp4 import is_nvfp4
-from edgec.graph.rewrite import constant, lazy, sweep
+from edgec.graph.rewrite import array_of, constant, lazy, sweep
 from edgec.graph.weights import StoredCodes, stored_codes, weight_nodes
+from edgec.quantize.activations import quantizers
 
 OLD_OPSET = 21
 """For TensorRT 10.3: older than Attention, RotaryEmbedding and RMSNormalization."""
@@ -47,6 +48,8 @@ def lower(model: ir.Model, *, half: ir.DataType = ir.DataType.FLOAT16, old: bool
             wide.add(narrow_nvfp4(graph, node, half))
         else:
             _requantize(graph, node, half)
+    for node in quantizers(graph):
+        _halve_scale(node, half)
     decompose(graph, old=old)
     if old and not nvfp4:  # which opset 21 does not have
         graph.opset_imports[""] = OLD_OPSET
@@ -108,6 +111,14 @@ def _half_scales(graph: ir.Graph, stored: StoredCodes, group: int | None, half: 
 
     shape = (rows,) if group is None else (rows, groups)
     return lazy(graph, f"{stored.name}.half_scales", half, shape[::-1] if stored.transposed else shape, load)
+
+
+def _halve_scale(quantize: ir.Node, half: ir.DataType) -> None:
+    """Give what rounds an activation, and what widens it again, a float16 scale: it must not be computed."""
+    scale = quantize.inputs[1]
+    assert scale is not None
+    scale.const_value = ir.tensor(array_of(scale).astype(half.numpy()), name=scale.name)
+    scale.type = ir.TensorType(half)
 
 
 def _keep_float32(graph: ir.Graph, half: ir.DataType) -> set[str]:
@@ -179,9 +190,10 @@ def _narrow(graph: ir.Graph, half: ir.DataType, wide: set[str]) -> None:
     graph.outputs[list(graph.outputs).index(logits)] = widened
     widened.name, logits.name = "logits", "logits.half"
     widened.type, widened.shape, logits.shape = ir.TensorType(ir.DataType.FLOAT), logits.shape, None
+    cache = ir.DataType.INT8 if any(value.dtype == ir.DataType.INT8 for value in graph.inputs) else half
     for value in (*graph.inputs, *graph.outputs):
         if value.name != "logits" and value.dtype != ir.DataType.INT64:
-            value.type = ir.TensorType(half)
+            value.type = ir.TensorType(cache)
 
 
 def _cast_initializer(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:

@@ -87,9 +87,9 @@ class Program:
 
     def _slot(self, past: str, trt: Any) -> Slot:
         _, heads, _, head_dim = tuple(self._engine.get_tensor_shape(past))
-        half = self._engine.get_tensor_dtype(past) == trt.DataType.HALF
+        dtypes = {trt.DataType.HALF: "float16", trt.DataType.INT8: "int8"}
         present = past.replace("past_key_values", "present")
-        return Slot(past, present, heads, head_dim, "float16" if half else "float32")
+        return Slot(past, present, heads, head_dim, dtypes.get(self._engine.get_tensor_dtype(past), "float32"))
 
     def _must(self, done: bool, doing: str) -> None:
         if not done:

@@ -23,12 +23,14 @@ from edgec.backends.tensorrt.overflow import EXTREMES, refuse_overflow, watch
 from edgec.backends.tensorrt.recipe import MODEL_FILE
 from edgec.errors import BundleError, OutputError
 from edgec.graph.nvfp4 import expand_nvfp4
+from edgec.quantize.activations import leave_float
 
 Ids = NDArray[np.int64]
 
 # Integers become float16 once, when the graph is loaded: as QDQ, ONNX Runtime would fuse them into kernels that round
 # activations to int8.
 SESSION_ENTRIES = {"session.disable_quant_qdq": "1"}
+_CACHE_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8"}
 
 
 class GraphSession:
@@ -58,7 +60,7 @@ class GraphSession:
         self._session, self._watched = _load(self._path, mode, threads)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._slots = [
-            Slot(v.name, _present(v.name), v.shape[1], v.shape[3], "float16" if "float16" in v.type else "float32")
+            Slot(v.name, _present(v.name), v.shape[1], v.shape[3], _CACHE_TYPES[v.type])
             for v in self._session.get_inputs()
             if v.name.startswith("past_key_values.")
         ]
@@ -146,6 +148,7 @@ def graph_for(path: Path, mode: Mode, folder: Path) -> tuple[Path, tuple[str, ..
         if mode != "generate":
             all_logits(expanded)
         if mode == "exact":
+            leave_float(expanded.graph)
             watched = watch(expanded.graph)
             _widen(expanded.graph)
         ir.save(expanded, folder / MODEL_FILE, external_data="data", size_threshold_bytes=1024)
@@ -176,5 +179,5 @@ def _widen(graph: ir.Graph) -> None:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == half:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
     for value in (*graph.inputs, *graph.outputs):
-        if value.dtype == half:
+        if value.dtype in (half, ir.DataType.INT8):
             value.type = ir.TensorType(ir.DataType.FLOAT)

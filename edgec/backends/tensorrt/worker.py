@@ -39,11 +39,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True, tag="made"):
-    """An engine was written; `weights` and `widened` are what `read_layers` returns."""
+    """An engine was written; `weights` and `widened` are what `read_layers` returns, the last is `integer_matmuls`."""
 
     compiler: str
     weights: dict[str, int]
     widened: int
+    integer_matmuls: int = 0
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
@@ -127,7 +128,7 @@ def _compile(order: Order, trt: Any) -> Made | Failure:
         Path(order.out).write_bytes(engine)
     except OSError as error:
         return Failure(compiler, "write", text=str(error))
-    return Made(compiler, *read_layers(logger.layers))
+    return Made(compiler, *read_layers(logger.layers), integer_matmuls(logger.layers))
 
 
 def read_layers(layers: str) -> tuple[dict[str, int], int]:
@@ -156,6 +157,22 @@ def read_layers(layers: str) -> tuple[dict[str, int], int]:
     types = {dtype for counts in numbers.values() for dtype in counts}
     weights = {dtype: max(counts[dtype] for counts in numbers.values()) for dtype in sorted(types)}
     return weights, max(map(len, widened.values()), default=0)
+
+
+def integer_matmuls(layers: str) -> int:
+    """Return how many kernels of an engine multiply int8 by int8, by its log; joined matmuls count as one."""
+    found: Counter[str] = Counter()
+    for line in layers.splitlines():
+        head, _, rest = line.partition("Constants: [")
+        copy = _COPY.search(head)
+        inputs, constants = (_TENSOR.findall(part) for part in (head, rest.partition("], Outputs: [")[0]))
+        if copy and "LayerType: gemm" in head and all(_has_int8(tensors) for tensors in (inputs, constants)):
+            found[copy[1]] += 1
+    return max(found.values(), default=0)
+
+
+def _has_int8(tensors: list[tuple[str, str, str]]) -> bool:
+    return any(dtype == "Int8" for _, _, dtype in tensors)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Quantize a matrix some rows at a time."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor
+from edgec.quantize.threads import one_thread
 
 # Pieces that stay in a core's cache: three times as fast as whole matrices, and no temporaries of gigabytes.
 _ELEMENTS_AT_ONCE = 1 << 17
@@ -21,7 +21,11 @@ def by_pieces(
     """Quantize `weight` (rows, cols) with a function that takes some of its rows and looks at each row alone.
 
     The result does not depend on the number of threads.
+
+    Raises:
+        ValueError: a weight is not finite.
     """
+    check_finite(weight, "weight")
     rows, cols = weight.shape
     groups = scheme.groups(cols)
     signed = scheme.symmetric and not scheme.is_float
@@ -29,7 +33,7 @@ def by_pieces(
     scales = torch.empty((rows, groups))
     zero_points = None if scheme.symmetric else torch.empty((rows, groups), dtype=torch.uint8)
     step = max(1, _ELEMENTS_AT_ONCE // cols)
-    with _one_thread():
+    with one_thread():
         for start in range(0, rows, step):
             piece = slice(start, start + step)
             codes[piece], scales[piece], zeros = quantize_rows(weight[piece])
@@ -38,12 +42,36 @@ def by_pieces(
     return QuantizedTensor(codes, scales, zero_points, scheme, global_scale)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch from splitting small passes: on a busy machine waiting for each other costs ten times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def check_finite(numbers: torch.Tensor, name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not numbers.isfinite().all():
+        raise ValueError(f"{name} is not finite")
+
+
+def cut(matrix: torch.Tensor, scheme: Scheme) -> list[torch.Tensor]:
+    """Return the groups of (rows, cols) as (width, rows * groups), and apart from them the shorter groups at the end.
+
+    The inputs of a group lie along the first axis, so that sums over them run over contiguous memory.
+    """
+    cols = matrix.shape[1]
+    width = min(scheme.group or cols, cols)
+    whole = cols - cols % width
+    parts = [matrix[:, :whole].reshape(-1, width)] + ([matrix[:, whole:]] if whole < cols else [])
+    return [part.t().contiguous() for part in parts]
+
+
+def join(parts: Sequence[Rows], rows: int) -> Rows:
+    """Return codes, scales and zero points of a matrix of `rows` from those of what `cut` gave.
+
+    Args:
+        parts: codes (width, rows * groups), scales (rows * groups,) and zero points (rows * groups,).
+        rows: of the matrix.
+    """
+    codes = torch.cat([part.t().reshape(rows, -1) for part, _, _ in parts], 1)
+    scales = torch.cat([scale.view(rows, -1) for _, scale, _ in parts], 1)
+    zeros = [zero.view(rows, -1) for _, _, zero in parts if zero is not None]
+    return codes, scales, torch.cat(zeros, 1) if zeros else None

@@ -34,13 +34,21 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
 
     Groups of zeros, ragged groups and threads are as for `rtn`; so is a group whose error float32 cannot hold.
     """
-    # Only the ratios of importances matter; errors are squares of what `root` multiplies.
-    root = None if stats is None else torch.sqrt(stats.importance / stats.importance.max().clamp(min=_TINY))
-    return by_pieces(weight, scheme, partial(_quantize_rows, root=root, scheme=scheme))
+    importance = None if stats is None else stats.importance
+    return by_pieces(weight, scheme, partial(search, importance=importance, scheme=scheme))
 
 
-def _quantize_rows(weight: torch.Tensor, root: torch.Tensor | None, scheme: Scheme) -> Rows:
+def search(weight: torch.Tensor, importance: torch.Tensor | None, scheme: Scheme) -> Rows:
+    """Return codes, scales and zero points of some rows of a matrix, each row by itself.
+
+    Args:
+        weight: (rows, cols).
+        importance: (cols,), of which only the ratios matter; None takes the squares of the weights.
+        scheme: the scheme.
+    """
     rows, cols = weight.shape
+    # Errors are squares of what the root multiplies.
+    root = None if importance is None else torch.sqrt(importance / importance.max().clamp(min=_TINY))
     # The inputs of a group lie along the first axis, so that sums over them run over contiguous memory.
     x = _by_input(weight, scheme)
     root = x.abs() if root is None else _by_input(root.expand(rows, cols), scheme)

@@ -90,7 +90,7 @@ def test_an_engine_is_compiled_and_said_not_to_have_run(rtx):
     assert report["not_run"].startswith("compiled, not run: TensorRT-RTX 1.7.1")
     assert report["latency"] is None
     assert report["verification"]["failures"] == []
-    assert report["verification"]["integers"] == {"weights": 22, "different": []}
+    assert report["verification"]["integers"] == {"weights": 22, "different": [], "activations": 0}
     assert report["verification"]["exact"]["relative_error"] < 1e-4
     engine = read_engines(rtx / "artifact").engine
     assert engine.sm == 89
@@ -262,6 +262,36 @@ def test_every_family_compiles(kind, tmp_path):
 def test_every_storage_stays_what_it_is(storage, kept, tiny_llama, tmp_path):
     weights = compiled(tiny_llama, tmp_path, storage, "rtx-4060").weights
     assert max(weights, key=weights.get) == kept
+
+
+STATIC = """title = "int8 activations"
+weights.dtype = "int8"
+runtime.kv_cache = "int8"
+[activations]
+mode = "static"
+[calibration]
+tokens = 128
+window = 32
+[verify]
+max_perplexity_ratio = 1e9
+max_mean_kl = 1e9
+min_top1_agreement = 0.0
+"""
+
+
+def test_int8_activations_are_multiplied_as_int8_and_the_cache_is_int8(tiny_llama, tmp_path):
+    (tmp_path / "static.toml").write_text(STATIC)
+    place = ("--target", "rtx-4060", "--profile", tmp_path / "static.toml", "--out", tmp_path / "bundle")
+    done = edgec("build", tiny_llama, *place, "--no-verify")
+    assert done.returncode == 0, done.stderr
+    engine = read_engines(tmp_path / "bundle" / "artifact").engine
+    assert engine.integer_matmuls == 3 * 4  # q, k and v together; o; gate and up together; down
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert "12 kernels multiply int8 by int8" in report["not_run"]
+    graph = ir.load(tmp_path / "bundle" / "artifact" / "model.onnx").graph
+    caches = [v for v in (*graph.inputs, *graph.outputs) if v.name.startswith(("past_key_values", "present"))]
+    assert len(caches) == 4 * 3
+    assert {value.dtype for value in caches} == {ir.DataType.INT8}
 
 
 def test_zero_points_are_refused_before_anything_is_built(tiny_llama, tmp_path):

@@ -1,0 +1,65 @@
+"""Lower matmuls of int8 by int8 to ONNX Runtime's MatMulIntegerToFloat, with one QuantizeLinear for each value.
+
+The kernels are fast for unsigned inputs only: on x86, signed ones run at a twentieth of the speed. So -128..127 is
+written as 0..255 around a zero point of 128: the same integers, moved. An x86 CPU without VNNI adds two products of
+unsigned and signed numbers in 16 bits, which may not hold them; for those, weights are moved too, and nothing is lost.
+"""
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgec.backends.onnx_cpu import CONTRIB
+from edgec.backends.onnx_cpu.matmul import bias_add, put
+from edgec.graph.rewrite import constant, lazy
+from edgec.graph.rows import rows_note
+from edgec.graph.tags import WEIGHTS
+from edgec.graph.weights import StoredCodes, stored_codes
+
+MIDDLE = 128
+"""The zero point of what is stored unsigned."""
+
+
+def lower_integer_matmuls(graph: ir.Graph, *, unsigned_weights: bool) -> None:
+    """Replace every MatMul whose left side is dequantized by MatMulIntegerToFloat."""
+    for node in list(graph):
+        if node.op_type == "MatMul" and (quantize := _quantizer(node.inputs[0])) is not None:
+            _matmul(graph, node, quantize, unsigned_weights=unsigned_weights)
+
+
+def _quantizer(value: ir.Value | None) -> ir.Node | None:
+    """Return the QuantizeLinear of an activation that was rounded to integers; None for other values."""
+    dequantize = value.producer() if value is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
+        return None
+    return dequantize.inputs[0].producer()
+
+
+def _matmul(graph: ir.Graph, node: ir.Node, quantize: ir.Node, *, unsigned_weights: bool) -> None:
+    weight = node.inputs[1].producer() if node.inputs[1] is not None else None
+    assert weight is not None
+    stored = stored_codes(weight)
+    (rows, cols), name = stored.shape, stored.name
+    middle = constant(graph, "uint8.zero", np.array(MIDDLE, np.uint8))
+    quantize.replace_input_with(2, middle)
+    quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    dtype = ir.DataType.UINT8 if unsigned_weights else ir.DataType.INT8
+    codes = lazy(graph, f"{name}.int8", dtype, (cols, rows), partial(_codes, stored, unsigned=unsigned_weights))
+    codes.metadata_props[WEIGHTS] = rows_note([(name, rows)])
+    scales = lazy(graph, f"{name}.int8_scales", ir.DataType.FLOAT, (rows,), lambda: stored.scales()[:, 0])
+    inputs = [quantize.outputs[0], codes, quantize.inputs[1], scales, middle, None]
+    if unsigned_weights:
+        zeros = partial(np.full, rows, MIDDLE, np.uint8)
+        inputs[5] = lazy(graph, f"{name}.int8_zeros", ir.DataType.UINT8, (rows,), zeros)
+    add = bias_add(node)
+    if add is not None:
+        inputs.append(next(v for v in add.inputs if v is not None and v.is_initializer()))
+    put(graph, ir.node("MatMulIntegerToFloat", inputs, domain=CONTRIB, name=node.name), node, add)
+
+
+def _codes(stored: StoredCodes, *, unsigned: bool) -> NDArray[np.int8] | NDArray[np.uint8]:
+    """Return the (in, out) integers, the middle added where they are unsigned."""
+    codes = np.ascontiguousarray(stored.codes().T)
+    return codes.view(np.uint8) ^ np.uint8(MIDDLE) if unsigned else codes

@@ -1,0 +1,72 @@
+"""Results of calibration on disk, found again by what they were made from."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.errors import OutputError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be computed again: $EDGEC_CACHE, or `edgec` in the user's folder for caches."""
+    if found := os.environ.get("EDGEC_CACHE"):
+        return Path(found)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgec"
+
+
+def key(*parts: str | bytes) -> str:
+    """Return the sha256 of some parts, in hex; where one ends and the next begins matters."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(f"{len(data)}:".encode())
+        state.update(data)
+    return state.hexdigest()
+
+
+def code_key(packages: Iterable[str]) -> str:
+    """Return the hash of the source of some of edgec's packages: other code, other results."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for package in packages for path in (root / package).rglob("*.py"))
+    return key(*(part for path in files for part in (str(path.relative_to(root)), path.read_bytes())))
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    """Write arrays to `path`, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+            partial = Path(scratch) / path.name
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep a result of calibration: {error.strerror or error}",
+            where=str(path.parent),
+            hint="make room there, or set EDGEC_CACHE to another folder",
+        ) from error
+
+
+def load(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return what `save` wrote, or None where there is nothing that can be read."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):  # zipfile raises all of them
+        return None

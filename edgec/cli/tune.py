@@ -1,0 +1,179 @@
+"""`edgec tune`: choose the precision of each layer for a budget."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgec.cli._console import json_option, print_json, print_table, progress, say
+from edgec.cli.plan import plan_options, resolve_plan
+from edgec.errors import OutputError, UsageError, require
+
+if TYPE_CHECKING:
+    from edgec.tune.budget import Budget
+    from edgec.tune.tune import Task, Tuned
+
+
+@click.command()
+@plan_options
+@click.option("--max-size", metavar="SIZE", help="The artifact's files: 90MB, 85MiB.")
+@click.option("--max-latency", metavar="TIME", help="For a token after the prompt: 12ms.")
+@click.option("--max-ppl-increase", metavar="SHARE", help="The smallest artifact whose perplexity grows by this: 2%.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="FILE.toml", help="The profile to write."
+)
+@click.option(
+    "--candidates",
+    metavar="LIST",
+    help="Storages to choose from.  [default: what the target takes of int4/32,int4/64,int4/128,int8,fp16]",
+)
+@click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Of text for each unit.")
+@click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search algorithm, zero points and groups too.")
+@click.option("--trials", type=click.IntRange(min=1), default=16, show_default=True, help="Of the search.")
+@click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure the result on.")
+@json_option
+def command(
+    checkpoint: str,
+    target: str,
+    profile: str,
+    backend: str | None,
+    ignore_config: tuple[str, ...],
+    no_fallback: bool,
+    max_size: str | None,
+    max_latency: str | None,
+    max_ppl_increase: str | None,
+    out: Path,
+    candidates: str | None,
+    tokens: int,
+    search: Any,
+    trials: int,
+    eval_text: Path | None,
+    as_json: bool,
+) -> None:
+    """Choose the precision of each layer of CHECKPOINT for a budget, and write a profile for `edgec build`.
+
+    How much quantizing each group of matrices alone changes the model's predictions is measured, layer by layer, on
+    the profile's calibration text; the best mixture inside the budget is solved for exactly, and measured as a whole.
+    Beside FILE.toml, FILE.md says why each layer is stored as it is, and FILE.png shows the best mixtures of all
+    budgets. What was measured is kept in the cache ($EDGEC_CACHE): after an interruption the work goes on. Exit code 4
+    means that the budget is impossible.
+    """
+    budget = _budget(max_size, max_latency, max_ppl_increase)
+    _check_out(out)
+    for package, extra in (("torch", "build"), ("onnx_ir", "build"), ("scipy", "tune"), ("matplotlib", "tune")):
+        require(package, extra, load=False)
+    opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, profile, backend, ignore_config, False)
+    from edgec.cli.build import evaluation_corpus
+    from edgec.spec.load import load_profile
+    from edgec.tune.tune import Task, tune
+
+    corpus = evaluation_corpus(opened.tokenizer_files(), plan, eval_text)
+    task = Task(
+        checkpoint=opened,
+        decoder=decoder,
+        target=device,
+        profile=load_profile(profile),
+        plan=plan,
+        budget=budget,
+        tokens=tokens,
+        labels=[label.strip() for label in candidates.split(",")] if candidates else [],
+        no_fallback=no_fallback,
+        search=search,
+        trials=trials,
+        evaluation=corpus.windows,
+    )
+    with progress() as bar:
+
+        def announce(stage: str, steps: int) -> Callable[[str], object]:
+            step = bar.add_task(stage, total=steps or None)
+            return lambda _: bar.advance(step)
+
+        tuned = tune(task, out.stem, announce)
+    files = _write(task, tuned, out, corpus.name)
+    if as_json:
+        print_json(_result(tuned, files))
+    else:
+        _show(task, tuned, corpus.name)
+        say(f"profile: {files[0]}; reasons: {files[1]}; picture: {files[2]}")
+
+
+def _budget(size: str | None, latency: str | None, perplexity: str | None) -> "Budget":
+    from edgec.tune.budget import Kind, parse
+
+    options: dict[Kind, str | None] = {"size": size, "latency": latency, "perplexity": perplexity}
+    given = [(kind, text) for kind, text in options.items() if text is not None]
+    if len(given) != 1:
+        raise UsageError("give one budget", hint="--max-size 90MB, --max-latency 12ms, or --max-ppl-increase 2%")
+    return parse(*given[0])
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, what could not be written after it."""
+    if out.suffix != ".toml":
+        raise UsageError(f"'{out}' is no .toml file", hint="profiles are TOML: --out small.toml")
+    if not out.parent.is_dir():
+        raise OutputError(f"'{out.parent}' is no folder", hint="make it first")
+    for path in (out, out.with_suffix(".md"), out.with_suffix(".png")):
+        if path.exists():
+            raise OutputError(f"'{path}' exists already", hint="choose another name with --out, or remove it first")
+
+
+def _write(task: "Task", tuned: "Tuned", out: Path, text: str) -> tuple[Path, Path, Path]:
+    from edgec.tune.page import markdown, summary
+    from edgec.tune.pareto import draw
+    from edgec.tune.profile_file import to_toml
+
+    page, picture = out.with_suffix(".md"), out.with_suffix(".png")
+    axis = ("ms for a token", 1.0) if task.budget.kind == "latency" else ("size of the artifact, MB", 1e6)
+    draw(picture, tuned.mixtures, tuned.alike, tuned.chosen, axis)
+    remarks = [*tuned.remarks, *_evaluated(tuned, text)]
+    points = tuned.mixtures, tuned.alike
+    title = f"{task.checkpoint.path.name}: {tuned.profile.title}"
+    page.write_text(markdown(title, tuned.problem, tuned.found, task.budget, points, remarks, picture.name))
+    comments = [
+        f"Written by `edgec tune`; {page.name} says why.",
+        *(f"{a}: {b}" for a, b in summary(tuned.found, task.budget)),
+    ]
+    out.write_text(to_toml(tuned.profile, comments))
+    return out, page, picture
+
+
+def _evaluated(tuned: "Tuned", text: str) -> list[str]:
+    found = tuned.evaluation
+    if found is None:
+        return []
+    words = (
+        f"on {found.tokens} tokens of {text}, which nothing was chosen on: KL {found.mean_kl:.5f} +- "
+        f"{found.mean_kl_se:.5f} nats, perplexity {found.perplexity_ratio:.4f} +- {found.perplexity_ratio_se:.4f} "
+        f"times the source's, the same most likely token for {100 * found.top1_agreement:.2f} %"
+    )
+    return [words]
+
+
+def _show(task: "Task", tuned: "Tuned", text: str) -> None:
+    from collections import Counter
+
+    from edgec.tune.page import ROUNDS_HEAD, rounds_rows, summary
+
+    choice = tuned.problem.choose(tuned.found.choice)
+    counts = Counter(candidate.label for candidate in choice.values())
+    stored = ", ".join(f"{label} {count}" for label, count in counts.most_common())
+    print_table(("", ""), [("units", stored), *summary(tuned.found, task.budget)])
+    print_table(ROUNDS_HEAD, rounds_rows(tuned.found.rounds, task.budget))
+    for remark in [*tuned.remarks, *_evaluated(tuned, text)]:
+        say(remark)
+
+
+def _result(tuned: "Tuned", files: tuple[Path, ...]) -> dict[str, Any]:
+    choice = tuned.problem.choose(tuned.found.choice)
+    return {
+        "files": files,
+        "choice": {unit.name: candidate.label for unit, candidate in choice.items()},
+        "chosen": tuned.found.round,
+        "rounds": tuned.found.rounds,
+        "mixtures": [{"cost": point.cost, "kl": point.kl} for point in tuned.mixtures],
+        "alike": [{"label": point.label, "cost": point.cost, "kl": point.kl} for point in tuned.alike],
+        "evaluation": tuned.evaluation,
+        "remarks": tuned.remarks,
+    }

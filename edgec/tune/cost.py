@@ -1,0 +1,72 @@
+"""What candidates cost: bytes in the artifact, and the time of a token."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from edgec.backends.backend import Limits
+from edgec.frontends.architecture import Decoder
+from edgec.spec.memory import other_numbers, storage_bytes, stored_matrices
+from edgec.spec.operation import operations
+from edgec.spec.plan import Plan
+from edgec.spec.preflight import preflight
+from edgec.spec.target import Target
+from edgec.tune.solve import Table
+from edgec.tune.units import EMBEDDING, Candidate, Unit
+
+
+def unit_sizes(decoder: Decoder, units: Sequence[Unit], candidates: Sequence[Candidate], limits: Limits) -> Table:
+    """Return the bytes of each unit in an artifact, scales and zero points included, by candidate."""
+    table = np.zeros((len(units), len(candidates)))
+    place = _places(units)
+    for column, candidate in enumerate(candidates):
+        for operation in stored_matrices(decoder, lambda _: "fp32"):
+            size = storage_bytes(candidate.storage, *operation.shape, limits.scale_bytes)
+            table[place.get(operation.matrix, 0), column] += size
+    return table
+
+
+def fixed_bytes(decoder: Decoder, plan: Plan, tokenizer_files: dict[str, bytes]) -> int:
+    """Return a first guess of what an artifact holds besides: norms, rotary tables, the tokenizer."""
+    ropes = {layer.attention.rope for layer in decoder.layers if layer.attention.rope}
+    angles = sum(2 * 4 * len(rope.inverse_frequencies) * plan.context_length for rope in ropes)
+    return 4 * other_numbers(decoder) + angles + sum(map(len, tokenizer_files.values()))
+
+
+def unit_traffic(
+    decoder: Decoder, plan: Plan, target: Target, units: Sequence[Unit], candidates: Sequence[Candidate]
+) -> tuple[Table, float, Table]:
+    """Return the bytes that units move for a token, what everything else moves, and which units fall back (1.0)."""
+    moved, fallen = np.zeros((2, len(units), len(candidates)))
+    place, rest = _places(units), 0.0
+    for column, candidate in enumerate(candidates):
+        uniform = msgspec.structs.replace(plan, weights=candidate.storage, embedding=candidate.storage, layers={})
+        rest = 0.0
+        rows = preflight(decoder, uniform, target).rows
+        for operation, row in zip(operations(decoder, uniform.storage_of), rows, strict=True):
+            if operation.kind in ("matmul", "lookup"):
+                unit = place.get(operation.matrix, 0)
+                moved[unit, column] += row.bytes_per_token
+                fallen[unit, column] = max(fallen[unit, column], row.fallback is not None)
+            else:
+                rest += row.bytes_per_token
+    return moved, rest, fallen
+
+
+def unit_shapes(decoder: Decoder, units: Sequence[Unit]) -> list[tuple[int, int]]:
+    """Return the (out, in) of the matmul of each unit, whose matrices are joined."""
+    place = _places(units)
+    shapes = [(0, 0)] * len(units)
+    for operation in operations(decoder, lambda _: "fp32"):
+        if operation.kind == "matmul":
+            unit = place.get(operation.matrix, 0)
+            rows, cols = operation.shape
+            shapes[unit] = (shapes[unit][0] + rows, cols)
+    return shapes
+
+
+def _places(units: Sequence[Unit]) -> dict[str, int]:
+    """Return matrix -> index of its unit; what is in none is the embedding's, which is the first."""
+    assert units[0].name == EMBEDDING
+    return {matrix: index for index, unit in enumerate(units) for matrix in unit.matrices}

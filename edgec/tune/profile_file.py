@@ -1,0 +1,75 @@
+"""A choice as a profile that `edgec build` takes."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edgec.spec.profile import LayerWeights, Profile
+from edgec.tune.units import EMBEDDING, Candidate, Unit
+
+
+def tuned_profile(
+    base: Profile,
+    name: str,
+    title: str,
+    choice: Mapping[Unit, Candidate],
+    reasons: Mapping[Unit, str] | None = None,
+) -> Profile:
+    """Return `base` with the chosen storage: the most frequent one as `weights`, the others as `layers`.
+
+    Args:
+        base: gives everything else.
+        name: of the new profile.
+        title: of the new profile.
+        choice: of every unit.
+        reasons: for people.
+    """
+    embedding = next(candidate for unit, candidate in choice.items() if unit.name == EMBEDDING)
+    layers = {unit: candidate for unit, candidate in choice.items() if unit.name != EMBEDDING}
+    counts = Counter(dict.fromkeys(layers.values(), 0))
+    for unit, candidate in layers.items():
+        counts[candidate] += len(unit.matrices)
+    most = counts.most_common(1)[0][0]
+    overrides = tuple(
+        LayerWeights(
+            match=unit.matrices[0] if len(unit.matrices) == 1 else unit.matrices,
+            reason=(reasons or {}).get(unit, ""),
+            **msgspec.structs.asdict(candidate.weights),
+        )
+        for unit, candidate in layers.items()
+        if candidate != most
+    )
+    return msgspec.structs.replace(
+        base, name=name, title=title, weights=most.weights, embedding=embedding.weights, layers=overrides
+    )
+
+
+def to_toml(profile: Profile, comments: Sequence[str] = ()) -> str:
+    """Return a profile as TOML; `comments` stand at its head."""
+    values = {key: value for key, value in msgspec.to_builtins(profile).items() if key != "name"}
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict) and key != "layers"}
+    lines = [*(f"# {line}".rstrip() for line in comments), *_pairs(plain)]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *_pairs(value)]
+    for override in values["layers"]:
+        lines += ["", "[[layers]]", f"match = {_value(override.pop('match'))}", *_pairs(override)]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(values: dict[str, Any]) -> list[str]:
+    """Return a line for each value; floats have no groups to speak of, and what is not there is left out."""
+    short = values.get("dtype") in ("fp32", "fp16")
+    return [
+        f"{key} = {_value(value)}"
+        for key, value in values.items()
+        if value not in (None, "") and not (short and key in ("group_size", "symmetric", "algorithm"))
+    ]
+
+
+def _value(value: object) -> str:
+    """Return a TOML value; its strings, numbers and lists are those of JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,173 @@
+"""Find the mixture for a budget: solve, measure the whole, correct what the sums got wrong, and solve again."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.errors import PlanError
+from edgec.evaluate.divergence import Divergence
+from edgec.tune.budget import Budget, show
+from edgec.tune.check import Measured
+from edgec.tune.problem import Problem
+from edgec.tune.solve import cheapest, minimise, total
+
+Choice = NDArray[np.int64]
+Check = Callable[[Choice], Measured]
+
+ROUNDS = 5
+# A round that uses this much of the budget is good enough.
+_CLOSE = 0.98
+# What the sum of KL divergences may be, over the logarithm of the growth of perplexity that is allowed.
+_MOST_KL = 2.0
+
+
+class Round(msgspec.Struct, frozen=True):
+    """A mixture that was solved for, and what became of it.
+
+    Args:
+        predicted_kl: the sum over units, nats.
+        predicted: of the budget's quantity: bytes, ms, or the share by which perplexity grows.
+        measured: the same, measured.
+        divergence: of the whole mixture's graph from the float model, on text for checking.
+        size_bytes: of the artifact.
+        gap: how far the solver may be from the best choice, as a share.
+        fits: whether `measured` is inside the budget.
+    """
+
+    predicted_kl: float
+    predicted: float
+    measured: float
+    divergence: Divergence
+    size_bytes: int | None
+    latency_ms: float | None
+    gap: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The choice, its round, all rounds, and what of the budget's quantity no choice changes."""
+
+    choice: Choice
+    round: Round
+    rounds: tuple[Round, ...]
+    fixed: float
+
+
+def find(problem: Problem, budget: Budget, check: Check) -> Found:
+    """Return the best choice inside a budget: the lowest KL, or for a bound on perplexity the smallest size.
+
+    Args:
+        problem: the tables.
+        budget: the bound.
+        check: measures a choice.
+
+    Raises:
+        PlanError: no choice is inside the budget; it says the nearest one.
+    """
+    limits = _Perplexity(problem, budget.limit) if budget.kind == "perplexity" else _Cost(problem, budget.limit)
+    found: dict[tuple[int, ...], Found] = {}
+    while len(found) < ROUNDS:
+        solution = minimise(limits.objective, limits.limited, limits.limit)
+        if solution is None:  # by what is known so far; measured, the cheapest choice may be inside
+            solution = cheapest(limits.objective, limits.limited)
+        if tuple(solution.choice) in found:
+            break
+        measured = check(solution.choice)
+        predicted, value = limits.predicted(solution.choice), limits.value(measured)
+        done = _round(problem, budget, solution.choice, measured, predicted, value, solution.gap)
+        limits.learn(solution.choice, measured, done)
+        found[tuple(solution.choice)] = Found(solution.choice, done, (), limits.fixed)
+        if done.fits and done.measured >= _CLOSE * budget.limit:
+            break
+    fitting = [each for each in found.values() if each.round.fits]
+    if not fitting:
+        raise _impossible(budget, min(each.round.measured for each in found.values()))
+    return replace(min(fitting, key=limits.rank), rounds=tuple(each.round for each in found.values()))
+
+
+def as_round(problem: Problem, budget: Budget, choice: Choice, measured: Measured, before: Found) -> Round:
+    """Return what became of a choice that was not solved for here."""
+    perplexity = budget.kind == "perplexity"
+    limits = _Perplexity(problem, budget.limit) if perplexity else _Cost(problem, budget.limit)
+    limits.fixed = before.fixed
+    value = limits.value(measured)
+    return _round(problem, budget, choice, measured, limits.predicted(choice), value, before.round.gap)
+
+
+def _round(
+    problem: Problem,
+    budget: Budget,
+    choice: Choice,
+    measured: Measured,
+    predicted: float,
+    value: float | None,
+    gap: float,
+) -> Round:
+    known = predicted if value is None else value
+    kl = total(problem.kl, choice)
+    divergence, size_bytes, latency_ms = measured.divergence, measured.size_bytes, measured.latency_ms
+    return Round(kl, predicted, known, divergence, size_bytes, latency_ms, gap, known <= budget.limit)
+
+
+class _Cost:
+    """A bound on size or latency: the sum of what was chosen, and what no choice changes, which is learnt."""
+
+    def __init__(self, problem: Problem, bound: float) -> None:
+        self.is_size, self.bound = problem.latency is None, bound
+        self.objective, self.limited = problem.kl, problem.costs
+        self.fixed = problem.fixed_size if self.is_size else problem.fixed_latency
+
+    @property
+    def limit(self) -> float:
+        return self.bound - self.fixed
+
+    def predicted(self, choice: Choice) -> float:
+        return total(self.limited, choice) + self.fixed
+
+    def value(self, measured: Measured) -> float | None:
+        return measured.size_bytes if self.is_size else measured.latency_ms
+
+    def learn(self, choice: Choice, measured: Measured, done: Round) -> None:
+        del choice, measured
+        self.fixed += done.measured - done.predicted
+
+    def rank(self, found: Found) -> float:
+        return found.round.divergence.mean_kl
+
+
+class _Perplexity:
+    """A bound on the growth of perplexity, whose logarithm is about the sum of KL divergences: the factor is learnt."""
+
+    def __init__(self, problem: Problem, bound: float) -> None:
+        self.objective = np.where(np.isfinite(problem.kl), problem.size, np.inf)
+        self.limited, self.fixed = problem.kl, problem.fixed_size
+        self.wanted = self.limit = math.log1p(bound)
+
+    def predicted(self, choice: Choice) -> float:
+        return math.expm1(total(self.limited, choice) * self.wanted / self.limit)
+
+    def value(self, measured: Measured) -> float:
+        return measured.divergence.perplexity_ratio - 1
+
+    def learn(self, choice: Choice, measured: Measured, done: Round) -> None:
+        if measured.size_bytes is not None:
+            self.fixed = measured.size_bytes - total(self.objective, choice)
+        factor = self.wanted / max(math.log1p(done.measured), 1e-9)
+        # Perplexity may even fall, by noise or on a text that is not the model's own, where KL only grows.
+        self.limit = min(self.limit * max(factor, 0.25), _MOST_KL * self.wanted)
+
+    def rank(self, found: Found) -> float:
+        return total(self.objective, found.choice)
+
+
+def _impossible(budget: Budget, nearest: float) -> PlanError:
+    what = {"size": "smaller than", "latency": "faster than", "perplexity": "nearer to the float model than"}
+    return PlanError(
+        f"no mixture of these candidates is inside {budget}: none is {what[budget.kind]} {show(budget.kind, nearest)}",
+        hint="allow more, or name other --candidates",
+    )

@@ -1,0 +1,96 @@
+"""Search what a profile says of all layers at once: the algorithm, zero points, groups, and the embedding's storage."""
+
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import edgec.quantize.algorithms
+from edgec.backends.backend import get_backend
+from edgec.quantize.algorithms import algorithm_of
+from edgec.quantize.scheme import Scheme
+from edgec.spec.profile import Profile, Weights
+from edgec.tune.check import Checker
+from edgec.tune.cost import unit_sizes
+from edgec.tune.problem import Problem
+from edgec.tune.profile_file import tuned_profile
+from edgec.tune.search import Setting, Space
+from edgec.tune.solve import minimise
+from edgec.tune.units import EMBEDDING, Candidate, Unit, candidates_of
+
+_ANY = "any"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings around one that was found, at no more cost.
+
+    The KL of single units is that of the first setting: good enough to choose by, as each mixture is measured whole.
+
+    Args:
+        base: the profile that was tuned.
+        problem: its tables.
+        check: measures mixtures.
+        most: what the choice may cost: bytes, or ms where the problem has a latency.
+    """
+
+    base: Profile
+    problem: Problem
+    check: Checker
+    most: float
+
+    def space(self) -> Space:
+        """Return what may be set, and to what."""
+        labels = [candidate.label for candidate in self.problem.candidates]
+        narrow = [label for label in labels if label.startswith("int4")]
+        zero_points = get_backend(self.check.backend).LIMITS.zero_points and self.problem.latency is None
+        return {
+            "algorithm": _algorithms(),
+            "zero points": ["no", "yes"] if zero_points else ["no"],
+            "int4 groups": [_ANY, *narrow] if len(narrow) > 1 else [_ANY],
+            "embedding": [_ANY, *labels],
+        }
+
+    def solve(self, setting: Setting) -> tuple[Profile, Problem, NDArray[np.int64]] | None:
+        """Return the profile and the tables of a setting, and its best choice; None where none is cheap enough."""
+        symmetric = setting["zero points"] == "no"
+        weights = Weights(dtype="int4", group_size=32, symmetric=symmetric, algorithm=setting["algorithm"])
+        profile = msgspec.structs.replace(self.base, weights=weights)
+        labels = [candidate.label for candidate in self.problem.candidates]
+        limits = get_backend(self.check.backend).LIMITS
+        candidates = candidates_of(labels, profile, self.check.target, limits)
+        size = unit_sizes(self.check.decoder, self.problem.units, candidates, limits)
+        problem = replace(self.problem, candidates=candidates, size=size).only(_allowed(setting))
+        solution = minimise(problem.kl, problem.costs, self.most)
+        return None if solution is None else (profile, problem, solution.choice)
+
+    def evaluate(self, setting: Setting) -> float:
+        """Return the measured KL of a setting's best mixture, in nats; infinite where there is none."""
+        solved = self.solve(setting)
+        if solved is None:
+            return float("inf")
+        profile, problem, choice = solved
+        try:
+            return self.check.measure(
+                tuned_profile(profile, self.base.name, "", problem.choose(choice))
+            ).divergence.mean_kl
+        except ValueError:  # the algorithm does not take such a scheme
+            return float("inf")
+
+
+def _algorithms() -> Sequence[str]:
+    """Return the algorithms that need no more than the importance of inputs, which is known here."""
+    names = [m.name for m in pkgutil.iter_modules(edgec.quantize.algorithms.__path__) if not m.name.startswith("_")]
+    return [n for n in names if algorithm_of(Scheme("int4", 32, algorithm=n)).NEEDS in ("nothing", "importance")]
+
+
+def _allowed(setting: Setting) -> Callable[[Unit, Candidate], bool]:
+    def allowed(unit: Unit, candidate: Candidate) -> bool:
+        if unit.name == EMBEDDING:
+            return setting["embedding"] in (_ANY, candidate.label)
+        return not candidate.label.startswith("int4") or setting["int4 groups"] in (_ANY, candidate.label)
+
+    return allowed

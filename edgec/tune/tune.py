@@ -1,0 +1,221 @@
+"""Choose the precision of each layer for a budget, and write it down as a profile."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.backends.backend import get_backend
+from edgec.calibrate.cache import cache_dir, key
+from edgec.calibrate.dataset import load_dataset
+from edgec.checkpoint.model import Checkpoint, read_finite
+from edgec.errors import require
+from edgec.evaluate.divergence import Divergence
+from edgec.frontends.architecture import Decoder
+from edgec.frontends.decoder import emit
+from edgec.generate.tokenizer import Tokenizer
+from edgec.spec.load import THIS_MACHINE
+from edgec.spec.plan import Plan
+from edgec.spec.profile import Calibration, Profile, Verify
+from edgec.spec.target import Target
+from edgec.tune.budget import Budget
+from edgec.tune.check import Checker, Measured
+from edgec.tune.page import compared, reasons
+from edgec.tune.pareto import Point, front, uniform
+from edgec.tune.problem import Problem, cost_tables, measure_kl
+from edgec.tune.profile_file import tuned_profile
+from edgec.tune.run import Found, as_round, find
+from edgec.tune.search import Method, Setting, search
+from edgec.tune.settings import Settings
+from edgec.tune.solve import total
+from edgec.tune.units import candidates_of, units_of
+
+Say = Callable[[str, int], Callable[[str], object]]
+
+# Windows for checking a mixture, in tokens: of the calibration text too, but more of it.
+_CHECK_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to tune, for what.
+
+    Args:
+        profile: the base: its text, context, runtime, bounds, and algorithm of integers below 8 bits.
+        plan: of the base.
+        tokens: for the sensitivity of each unit.
+        labels: of candidates; empty for the usual ones.
+        no_fallback: leave out what falls back on the target.
+        evaluation: windows (n, tokens) that nothing was chosen on; None leaves the last measurement out.
+    """
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    target: Target
+    profile: Profile
+    plan: Plan
+    budget: Budget
+    tokens: int
+    labels: Sequence[str] = ()
+    no_fallback: bool = False
+    search: Method | None = None
+    trials: int = 16
+    evaluation: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found.
+
+    Args:
+        profile: for `edgec build`.
+        mixtures: the best ones of all budgets.
+        alike: all units stored alike.
+        chosen: where the choice is among them.
+        evaluation: of the choice, on text that nothing was chosen on.
+        remarks: what else should be known.
+    """
+
+    profile: Profile
+    problem: Problem
+    found: Found
+    mixtures: Sequence[Point]
+    alike: Sequence[Point]
+    chosen: Point
+    evaluation: Divergence | None
+    remarks: tuple[str, ...]
+
+
+def tune(task: Task, name: str, say: Say) -> Tuned:
+    """Tune; `name` is the new profile's, `say` is told of each stage.
+
+    Raises:
+        PlanError: no mixture is inside the budget; it says the nearest one.
+        MissingRuntimeError: a package of the `tune` extra is not installed.
+    """
+    for package in ("scipy", "matplotlib", *(["optuna"] if task.search else [])):
+        require(package, "tune", load=False)
+    files = task.checkpoint.tokenizer_files()
+    problem = cost_tables(
+        task.decoder,
+        task.plan,
+        task.target,
+        units_of(task.decoder),
+        candidates_of(task.labels, task.profile, task.target, get_backend(task.plan.backend).LIMITS),
+        files,
+        latency=task.budget.kind == "latency",
+        no_fallback=task.no_fallback,
+    )
+    tokenizer = Tokenizer.from_files(files)
+    windows = _windows(task, tokenizer, task.tokens)
+    model = emit(task.decoder, task.checkpoint, lambda n: read_finite(task.checkpoint, n), windows.shape[1])
+    tick = say("sensitivity", len(task.decoder.layers) + 2)
+    problem, stats = measure_kl(model, task.checkpoint, windows, problem, tick)
+    with TemporaryDirectory(prefix="edgec-") as scratch:
+
+        def checker(text: NDArray[np.int64]) -> Checker:
+            parts = task.checkpoint, task.decoder, task.target, task.plan.backend
+            return Checker(*parts, stats, text, Path(scratch))
+
+        return _choose(task, name, problem, checker, _windows(task, tokenizer, _CHECK_TOKENS), say)
+
+
+def _windows(task: Task, tokenizer: Tokenizer, tokens: int) -> NDArray[np.int64]:
+    text = task.profile.calibration or Calibration()
+    window = min(text.window, task.plan.context_length)
+    return load_dataset(text.texts, tokenizer, tokens=tokens, window=window, seed=text.seed).windows
+
+
+def _choose(
+    task: Task,
+    name: str,
+    problem: Problem,
+    checker: Callable[[NDArray[np.int64]], Checker],
+    windows: NDArray[np.int64],
+    say: Say,
+) -> Tuned:
+    check, budget = checker(windows), task.budget
+    tick = say("check", 0)
+    latency = budget.kind == "latency" and task.target.name == THIS_MACHINE
+
+    def measure(base: Profile, tables: Problem, choice: NDArray[np.int64]) -> Measured:
+        profile = tuned_profile(base, name, "", tables.choose(choice))
+        measured = check.measure(profile, artifact=budget.kind != "latency" or latency, latency=latency)
+        tick("round")
+        return measured
+
+    base, found = task.profile, find(problem, budget, partial(measure, task.profile, problem))
+    remarks = [f"latency from {problem.latency_source}"] if problem.latency_source else []
+    if task.search is not None:
+        base, problem, found, words = _search(task, problem, found, check, measure, say("search", task.trials))
+        remarks.append(words)
+
+    def moved(points: Sequence[Point]) -> list[Point]:
+        return [replace(point, cost=point.cost + found.fixed) for point in points]
+
+    mixtures = moved(front(problem.kl, problem.costs))
+    alike = moved(uniform(problem.kl, problem.costs, [candidate.label for candidate in problem.candidates]))
+    choice = problem.choose(found.choice)
+    profile = tuned_profile(base, name, f"tuned for {budget} on {task.target.name}", choice, reasons(problem, choice))
+    profile = msgspec.structs.replace(profile, verify=_bounds(task))
+    simple = compared(problem, found, alike)
+    if simple is not None:
+        other = check.measure(tuned_profile(base, name, "", problem.choose(simple.choice))).divergence
+        mine = found.round.divergence
+        remarks.append(
+            f"{simple.label} for all, the best single one that costs no more, has KL {other.mean_kl:.5f} nats and "
+            f"{other.perplexity_ratio:.4f} times the perplexity; the choice {mine.mean_kl:.5f} and "
+            f"{mine.perplexity_ratio:.4f}"
+        )
+    evaluation = None if task.evaluation is None else checker(task.evaluation).measure(profile).divergence
+    chosen = Point(total(problem.costs, found.choice) + found.fixed, found.round.predicted_kl, found.choice)
+    return Tuned(profile, problem, found, mixtures, alike, chosen, evaluation, tuple(remarks))
+
+
+def _search(
+    task: Task,
+    problem: Problem,
+    found: Found,
+    check: Checker,
+    measure: Callable[[Profile, Problem, NDArray[np.int64]], Measured],
+    tick: Callable[[str], object],
+) -> tuple[Profile, Problem, Found, str]:
+    """Return the best setting that a search found, or what was there before."""
+    assert task.search is not None
+    settings = Settings(task.profile, problem, check, total(problem.costs, found.choice))
+
+    def evaluate(setting: Setting) -> float:
+        value = settings.evaluate(setting)
+        tick("trial")
+        return value
+
+    journal = cache_dir() / "search" / f"{key(_identity(task, problem))}.journal"
+    trials = search(task.search, settings.space(), evaluate, journal, trials=task.trials)
+    value, setting = trials[0]
+    words = ", ".join(f"{name} {value}" for name, value in setting.items())
+    told = f"{len(trials)} trials: the best one ({words}) has KL {value:.5f} nats"
+    solved = settings.solve(setting) if value < found.round.divergence.mean_kl else None
+    if solved is None:
+        return task.profile, problem, found, f"{told}; that is no better than without"
+    profile, better, choice = solved
+    done = as_round(better, task.budget, choice, measure(profile, better, choice), found)
+    if not done.fits:
+        return task.profile, problem, found, f"{told}, but its artifact is outside the budget"
+    return profile, better, replace(found, choice=choice, round=done, rounds=(*found.rounds, done)), told
+
+
+def _bounds(task: Task) -> Verify:
+    """Return the base's bounds; a budget of perplexity is one of them."""
+    if task.budget.kind != "perplexity":
+        return task.profile.verify
+    return msgspec.structs.replace(task.profile.verify, max_perplexity_ratio=1 + task.budget.limit)
+
+
+def _identity(task: Task, problem: Problem) -> str:
+    labels = [candidate.label for candidate in problem.candidates]
+    return repr((task.checkpoint.fingerprint(), task.target.name, task.plan.sha256(), task.budget, labels, task.tokens))

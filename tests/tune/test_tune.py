@@ -1,0 +1,182 @@
+"""`edgec tune` as a whole, on small models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgec.backends.backend import get_backend
+from edgec.build import build
+from edgec.calibrate.cache import cache_dir
+from edgec.checkpoint.open import open_checkpoint
+from edgec.cli.tune import command
+from edgec.errors import OutputError, PlanError, UsageError
+from edgec.frontends.decoder import emit
+from edgec.frontends.families import describe
+from edgec.spec.load import load_profile, load_target
+from edgec.spec.plan import resolve
+from edgec.tune.cost import unit_sizes
+from edgec.tune.problem import Problem, measure_kl
+from edgec.tune.search import search
+from edgec.tune.units import candidates_of, units_of
+
+STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def base(story_text, tmp_path):
+    """A profile that calibrates and measures on stories."""
+    path = tmp_path / "base.toml"
+    path.write_text(
+        f'title = "stories"\n[weights]\ndtype = "int4"\ngroup_size = 32\nalgorithm = "mse"\n[calibration]\n'
+        f'text = "{story_text}"\nwindow = 32\n[verify]\nmax_perplexity_ratio = 1e9\nmax_mean_kl = 1e9\n'
+        "min_top1_agreement = 0.0\ntokens = 256\nwindow = 64\n"
+    )
+    return path
+
+
+@pytest.fixture
+def tune(base, story_text, tiny_llama, tmp_path):
+    def run(*options, source=tiny_llama, profile=base, out="out.toml"):
+        fixed = ["--profile", profile, "--eval-text", story_text, "--tokens", 64, "--out", tmp_path / out, "--json"]
+        done = CliRunner().invoke(command, [str(source), *map(str, (*fixed, *options))], catch_exceptions=True)
+        if done.exception is not None:
+            raise done.exception
+        return json.loads(done.stdout), tmp_path / out
+
+    return run
+
+
+def compiled_size(source, profile, target, folder):
+    checkpoint, device = open_checkpoint(source), load_target(target)
+    decoder = describe(checkpoint)
+    plan = resolve(checkpoint, decoder, device, load_profile(str(profile)))
+    report = build(checkpoint, decoder, device, plan, folder, corpus=None, say=lambda *_: lambda _: None)
+    return sum(report.size_bytes.values())
+
+
+def test_the_written_profile_builds_inside_its_size(tune, tiny_llama, tmp_path):
+    result, profile = tune("--max-size", "190KB")
+    assert len(set(result["choice"].values())) > 1
+    assert result["chosen"]["fits"]
+    size = compiled_size(tiny_llama, profile, "cpu", tmp_path / "bundle")
+    assert size == pytest.approx(result["chosen"]["measured"], rel=1e-3)
+    assert 0.95 * 190e3 < size <= 190e3
+    page = profile.with_suffix(".md").read_text()
+    for word in ("int4", "nats/MiB", "out.png", "layers.2.mlp.down"):
+        assert word in page
+    assert profile.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert result["mixtures"][0]["cost"] < size
+    reasons = [matrix.reason for matrix in load_profile(str(profile)).layers]
+    assert all("nats" in reason for reason in reasons)
+
+
+def test_an_impossible_size_says_the_smallest(tune):
+    with pytest.raises(PlanError, match=r"none is smaller than [\d.]+ KB") as caught:
+        tune("--max-size", "60KB")
+    assert caught.value.exit_code == 4
+    smallest = float(caught.value.what.rpartition("than ")[2].split()[0])
+    result, _ = tune("--max-size", f"{smallest + 0.1:.1f}KB", out="second.toml")
+    assert result["chosen"]["fits"]
+
+
+def test_a_bound_on_perplexity_gives_a_small_artifact_inside_it(tune, base, tmp_path):
+    profile = tmp_path / "story.toml"
+    stories = f'text = "{STORYTELLER / "data" / "heldout.txt"}" #'
+    profile.write_text(base.read_text().replace('text = "', stories).replace("window = 32", "window = 128"))
+    options = ("--max-ppl-increase", "0.5%", "--candidates", "int4/32,int8")
+    result, written = tune(*options, source=STORYTELLER / "checkpoint", profile=profile)
+    assert result["chosen"]["divergence"]["perplexity_ratio"] <= 1.005
+    narrow, wide = (point["cost"] for point in result["alike"])
+    assert narrow < result["chosen"]["size_bytes"] < wide
+    assert load_profile(str(written)).verify.max_perplexity_ratio == pytest.approx(1.005)
+
+
+def test_a_latency_is_modelled_for_other_machines_and_measured_here(tune):
+    result, _ = tune("--max-latency", "0.006ms", "--target", "raspberry-pi-5")
+    assert result["chosen"]["latency_ms"] is None
+    assert 0 < result["chosen"]["measured"] <= 0.006
+    assert any("memory bandwidth" in remark for remark in result["remarks"])
+    result, _ = tune("--max-latency", "2s", out="here.toml")
+    assert 0 < result["chosen"]["latency_ms"] < 2000
+    assert any("timed on this machine" in remark for remark in result["remarks"])
+    with pytest.raises(PlanError, match="none is faster than"):
+        tune("--max-latency", "0.0001ms", "--target", "raspberry-pi-5", out="third.toml")
+
+
+@pytest.mark.parametrize("method", ["grid", "bayes"])
+def test_a_search_goes_on_where_it_was(method, tmp_path):
+    seen = []
+
+    def evaluate(setting):
+        seen.append(setting)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return {"a": 0.5, "b": float("inf"), "c": 0.25}[setting["letter"]] + float(setting["number"])
+
+    space = {"letter": ["a", "b", "c"], "number": ["0", "1"]}
+    with pytest.raises(KeyboardInterrupt):
+        search(method, space, evaluate, tmp_path / "journal", trials=6)
+    found = search(method, space, evaluate, tmp_path / "journal", trials=6)
+    assert len(found) == 6
+    assert len(seen) == 7
+    assert found == sorted(found, key=lambda pair: pair[0])
+    if method == "grid":
+        assert found[0] == (0.25, {"letter": "c", "number": "0"})
+
+
+def test_searching_settings_is_never_worse(tune):
+    without, _ = tune("--max-size", "190KB")
+    result, _ = tune("--max-size", "190KB", "--search", "bayes", "--trials", 4, out="searched.toml")
+    assert result["chosen"]["divergence"]["mean_kl"] <= without["chosen"]["divergence"]["mean_kl"]
+    assert any(remark.startswith("4 trials") for remark in result["remarks"])
+
+
+def test_what_was_measured_is_not_measured_again(tiny_llama):
+    checkpoint = open_checkpoint(tiny_llama)
+    decoder, ids = describe(checkpoint), np.random.default_rng(0).integers(0, 300, (2, 32))
+    limits = get_backend("onnx_cpu").LIMITS
+    offered = candidates_of(["int4/32", "fp16"], load_profile("int4"), load_target("cpu"), limits)
+    units = units_of(decoder)
+    size = unit_sizes(decoder, units, offered, limits)
+    problem = Problem(units, offered, np.zeros(size.shape), size, 0.0)
+
+    def measured(tick):
+        return measure_kl(emit(decoder, checkpoint, checkpoint.read, 32), checkpoint, ids, problem, tick)
+
+    def stop(name):
+        if name == "layers.1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(stop)
+    written = {path: path.stat().st_mtime_ns for path in cache_dir().rglob("*.npz")}
+    assert len(written) == 1 + 2 * 4
+    first, stats = measured(lambda _: None)
+    after = {path: path.stat().st_mtime_ns for path in cache_dir().rglob("*.npz")}
+    assert len(after) == len(units)
+    assert after.items() >= written.items()
+    again, _ = measured(lambda _: None)
+    assert (first.kl == again.kl).all()
+    assert (first.kl[:, 0] > 0).all()
+    assert (first.kl[:, 1] == 0).all()
+    assert len(stats) == 1 + 3 * 7
+
+
+def test_mistakes(tune, tmp_path):
+    with pytest.raises(UsageError, match="give one budget"):
+        tune()
+    with pytest.raises(UsageError, match="give one budget"):
+        tune("--max-size", "1MB", "--max-latency", "1ms")
+    with pytest.raises(UsageError, match=r"no \.toml file"):
+        tune("--max-size", "1MB", out="out.json")
+    (tmp_path / "out.md").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        tune("--max-size", "1MB")
