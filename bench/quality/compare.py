@@ -108,7 +108,7 @@ def _checkpoint(name: str, folder: Path, texts: dict[str, str], shapes: dict[str
 
 
 def quantize(contestant: Contestant, checkpoint: Checkpoint, setting: Setting, out: Path, threads: int) -> None:
-    """Run a contestant; its report gains the peak memory and seconds of the whole process."""
+    """Run a contestant; its report gains the seconds of the whole process."""
     task = {
         "source": str(checkpoint.folder),
         "out": str(out),
@@ -128,7 +128,7 @@ def quantize(contestant: Contestant, checkpoint: Checkpoint, setting: Setting, o
     environment = {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     process = paired.run(command, **environment, **contestant.variables)
     report = json.loads((out / "quality.json").read_text())
-    report |= {"process_seconds": process.seconds, "peak_bytes": process.peak_bytes}
+    report |= {"process_seconds": process.seconds}
     (out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.errors import OutputError
+
+# Other code, other results.
+_PACKAGES = ("calibrate", "checkpoint", "frontends", "graph", "quantize")
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -33,10 +36,10 @@ def key(*parts: str | bytes) -> str:
     return state.hexdigest()
 
 
-def code_key(packages: Iterable[str]) -> str:
-    """Return the hash of the source of some of edgec's packages: other code, other results."""
+def code_key(*packages: str) -> str:
+    """Return the hash of the source that decides what calibration finds, and of further packages of edgec."""
     root = Path(__file__).parent.parent
-    files = sorted(path for package in packages for path in (root / package).rglob("*.py"))
+    files = sorted(path for package in (*_PACKAGES, *packages) for path in (root / package).rglob("*.py"))
     return key(*(part for path in files for part in (str(path.relative_to(root)), path.read_bytes())))
 
 

@@ -1,6 +1,6 @@
 """Quantize a model block by block, each with the inputs that the quantized blocks before it give.
 
-Memory is bounded by the weights of one block (three copies in float32), the Hessian of its widest matrix (four copies,
+Memory is bounded by the weights of one block (three copies in float32), the Hessian of its widest matrix (six copies,
 inputs x inputs), what 4096 tokens (four windows, if those are longer) are inside a block, and the hidden states of the
 whole calibration text (tokens x hidden size, twice where an algorithm wants those of the float model too).
 """
@@ -37,9 +37,6 @@ Tensor = torch.Tensor
 Weights = dict[str, Tensor]
 Storage = Scheme | str
 Tick = Callable[[str], object]
-
-# Packages whose code decides what results are.
-_CODE = ("calibrate", "checkpoint", "frontends", "graph", "quantize")
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ def _keys(
     """Return a name for the result of each block: it depends on the block and on all that came before it."""
     text = cache.key(str(windows.shape), np.ascontiguousarray(windows, "<i8").tobytes())
     how = (" ".join(recipe.scalings), recipe.device, str(recipe.steps))
-    chain = cache.key(cache.code_key(_CODE), torch.__version__, recipe.source, text, *how)
+    chain = cache.key(cache.code_key(), torch.__version__, recipe.source, text, *how)
     keys = []
     for block in blocks:
         storages = {m.node: recipe.storage_of(m.node) for m in found[block.name]}

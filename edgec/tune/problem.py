@@ -128,7 +128,7 @@ def measure_kl(
     base = key(
         __version__,
         torch.__version__,
-        code_key(("graph", "quantize", "tune")),
+        code_key("tune"),
         msgspec.json.encode(checkpoint.fingerprint(), order="sorted"),
         windows.tobytes(),
         str(windows.shape),

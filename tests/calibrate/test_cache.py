@@ -132,17 +132,17 @@ def test_other_code_has_another_key(tmp_path, monkeypatch):
         (tmp_path / name / "deep" / "code.py").write_text("x = 1\n")
     (tmp_path / "calibrate").mkdir()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "calibrate" / "cache.py"))
-    both, first = cache.code_key(["first", "second"]), cache.code_key(["first"])
+    both, first = cache.code_key("first", "second"), cache.code_key("first")
     assert both != first
-    assert both == cache.code_key(("second", "first"))
+    assert both == cache.code_key("second", "first")
     (tmp_path / "first" / "notes.txt").write_text("no code")
-    assert cache.code_key(["first"]) == first
+    assert cache.code_key("first") == first
     (tmp_path / "second" / "deep" / "code.py").write_text("x = 2\n")
-    assert cache.code_key(["first"]) == first
-    assert cache.code_key(["first", "second"]) != both
+    assert cache.code_key("first") == first
+    assert cache.code_key("first", "second") != both
     (tmp_path / "first" / "deep" / "code.py").rename(tmp_path / "first" / "deep" / "other.py")
-    assert cache.code_key(["first"]) != first
+    assert cache.code_key("first") != first
 
 
 def test_code_that_decides_results_is_found():
-    assert cache.code_key(["quantize"]) != cache.code_key([])
+    assert cache.code_key("tune") != cache.code_key()
