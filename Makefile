@@ -18,7 +18,7 @@ demo: $(STAMP)  ## compile the embedded checkpoint to int8 and let it tell a sto
 	$(BIN)/edgec run out/demo --prompt 'Once' --max-new-tokens 120
 
 test: lint  ## lint, types, tests with coverage
-	$(BIN)/pytest --cov --cov-report=term --cov-report=xml
+	$(BIN)/pytest --numprocesses auto --cov --cov-report=term --cov-report=xml
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
