@@ -25,6 +25,7 @@ Rows = Tensor
 
 # Tokens that go through a block at once: enough to keep matmuls busy, few enough that a block's values stay small.
 _TOKENS_AT_ONCE = 1024
+_PIECES = 4
 # Pieces of the text that are worked on at once; each takes the memory of what is inside a block.
 _AT_ONCE = min(4, os.cpu_count() or 1)
 
@@ -42,7 +43,8 @@ class Flow:
     def __init__(self, windows: NDArray[np.int64], device: str = "cpu") -> None:
         count, length = windows.shape
         self.count = count
-        self.rows = max(1, _TOKENS_AT_ONCE // length)
+        # Also a short text is cut into pieces, as many on every machine.
+        self.rows = max(1, min(_TOKENS_AT_ONCE // length, -(-count // _PIECES)))
         self.values: dict[str, Tensor] = {
             "input_ids": torch.from_numpy(windows).to(device),
             "attention_mask": torch.ones((1, length), dtype=torch.int64, device=device),

@@ -94,7 +94,7 @@ def quantize_model(
         later = {name for other in blocks[index + 1 :] for name in other.inputs}
         mine = found[block.name]
         runner = TorchBlock(block, recipe.device)
-        floats = {n: torch.from_numpy(np.array(t.numpy())).to(recipe.device) for n, t in block.weights.items()}
+        floats = {n: torch.from_numpy(np.asarray(t.numpy())).to(recipe.device) for n, t in block.weights.items()}
         result = read_result(paths[index])
         if result is None:
             # Logits of a whole text do not fit in memory: the last block is not tuned to them.

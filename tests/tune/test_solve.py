@@ -12,6 +12,9 @@ from edgec.tune.solve import minimise, total
 
 VALUES = st.one_of(st.floats(0, 1), st.floats(0, 1e-5), st.integers(0, 3).map(float))
 
+# No budget is a millionth of what it is for.
+SHARES = st.floats(0, 1.2).map(lambda share: round(share, 6))
+
 
 @st.composite
 def instances(draw):
@@ -24,7 +27,7 @@ def instances(draw):
     )
     for row, column in draw(st.lists(st.tuples(st.integers(0, units - 1), st.integers(0, candidates - 1)), max_size=2)):
         objective[row, column] = np.inf
-    return objective, limited * draw(st.sampled_from([1.0, 1e8])), draw(st.floats(0, 1.2))
+    return objective, limited * draw(st.sampled_from([1.0, 1e8])), draw(SHARES)
 
 
 def brute(objective, limited, limit):
