@@ -22,10 +22,11 @@ class Process:
 
 
 def run(command: Sequence[str], **environment: str) -> Process:
-    """Run a command to its end; stop everything, with what it said, when it fails."""
-    with tempfile.TemporaryFile("w+") as log:
+    """Run a command to its end, with no cache of edgec's; stop everything, with what it said, when it fails."""
+    with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "EDGEC_CACHE": cache, **environment}
         start = time.perf_counter()
-        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         if status:
