@@ -29,7 +29,6 @@ def by_pieces(
     Raises:
         ValueError: a weight is not finite.
     """
-    check_finite(weight, "weight")
     rows, cols = weight.shape
     groups = scheme.groups(cols)
     signed = scheme.symmetric and not scheme.is_float
@@ -40,6 +39,7 @@ def by_pieces(
 
     def work(start: int) -> None:
         piece = slice(start, start + step)
+        check_finite(weight[piece], "weight")
         codes[piece], scales[piece], zeros = quantize_rows(weight[piece])
         if zero_points is not None and zeros is not None:
             zero_points[piece] = zeros
