@@ -34,9 +34,10 @@ from edgec.measure.fingerprint import fingerprint
 from edgec.measure.latency import DecoderLatency, measure_decoder
 from edgec.measure.memory import peak_rss_bytes, peak_rss_of_children_bytes
 from edgec.quantize.activations import multiplied, quantize_activations
+from edgec.quantize.block import Recipe
 from edgec.quantize.cache import cached, quantize_cache
 from edgec.quantize.results import Results
-from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms import ROTATION
 from edgec.quantize.transforms.quarot import rotate
 from edgec.quantize.weights import needs_stats, quantize_weights

@@ -30,13 +30,16 @@ class QuantizedTensor:
 
     def dequantize(self) -> torch.Tensor:
         """Return the (rows, cols) float32 matrix that the codes stand for."""
-        cols = self.codes.shape[1]
+        rows, cols = self.codes.shape
+        groups = self.scales.shape[1]
         width = self.scheme.group or cols
-        scales = (self.scales * self.global_scale).repeat_interleave(width, dim=1)[:, :cols]
-        codes = _DECODE.get(self.scheme.dtype, torch.Tensor.float)(self.codes)
+        values = _DECODE.get(self.scheme.dtype, torch.Tensor.float)(self.codes)
+        if groups * width > cols:
+            values = torch.nn.functional.pad(values, (0, groups * width - cols))
+        values = values.view(rows, groups, width)
         if self.zero_points is not None:
-            codes -= self.zero_points.to(torch.float32).repeat_interleave(width, dim=1)[:, :cols]
-        return codes * scales
+            values -= self.zero_points[:, :, None]
+        return values.mul_((self.scales * self.global_scale)[:, :, None]).flatten(1)[:, :cols].contiguous()
 
 
 _DECODE = {"fp8": decode_e4m3, "nvfp4": decode_e2m1}

@@ -15,7 +15,7 @@ from edgec.errors import UsageError
 from edgec.evaluate.corpus import load_corpus
 from edgec.frontends.families import describe
 from edgec.generate.tokenizer import Tokenizer
-from edgec.quantize import sequential, weights
+from edgec.quantize import block, weights
 from edgec.spec.load import load_profile, load_target
 from edgec.spec.plan import resolve
 
@@ -89,7 +89,7 @@ def test_every_matrix_is_quantized_with_its_statistics(make, story_text, tmp_pat
             seen.append((weight.shape[1], None if stats is None else len(stats.importance)))
             return self.module.quantize(weight, stats, scheme)
 
-    for module in (sequential, weights):
+    for module in (block, weights):
         monkeypatch.setattr(module, "algorithm_of", Spy)
     make("mse", story_text)
     assert len(seen) == 3 * 7 + 1

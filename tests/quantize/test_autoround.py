@@ -16,9 +16,10 @@ from edgec.frontends.families import describe
 from edgec.graph.blocks import Block
 from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import autoround, gptq, rtn
+from edgec.quantize.block import Recipe
 from edgec.quantize.matrix import by_input, matrices
 from edgec.quantize.scheme import Scheme
-from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.sequential import quantize_model
 
 SCHEMES = [
     Scheme("int4", 32),

@@ -16,11 +16,12 @@ from edgec.frontends.families import describe
 from edgec.graph.blocks import cut
 from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import rtn
+from edgec.quantize.block import Recipe
 from edgec.quantize.fold import Fold, divide, find_fold
 from edgec.quantize.matrix import by_input, matrices
 from edgec.quantize.results import read_result
 from edgec.quantize.scheme import Scheme
-from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms import SCALINGS, awq, scaling_named
 
 INT4 = Scheme("int4", 32)

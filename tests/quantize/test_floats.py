@@ -135,7 +135,7 @@ def test_errors_stand_in_the_order_of_their_bits_and_scales():
 def test_pieces_do_not_change_the_bytes(scheme, monkeypatch):
     w = weight(50, 128)
     whole = quantize(w, None, scheme)
-    monkeypatch.setattr("edgec.quantize.algorithms._pieces._ELEMENTS_AT_ONCE", 300)
+    monkeypatch.setattr("edgec.quantize.pieces._ELEMENTS_AT_ONCE", 300)
     pieces = quantize(w, None, scheme)
     assert torch.equal(whole.codes, pieces.codes)
     assert torch.equal(whole.scales, pieces.scales)

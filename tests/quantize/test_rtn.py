@@ -90,7 +90,7 @@ def test_any_shape_keeps_the_error_bound_and_more_bits_never_hurt(rows, cols, sc
 def test_pieces_and_threads_do_not_change_the_bytes(monkeypatch):
     w, scheme = weight(50, 128), Scheme("int4", 32)
     whole = quantize(w, None, scheme)
-    monkeypatch.setattr("edgec.quantize.algorithms._pieces._ELEMENTS_AT_ONCE", 300)
+    monkeypatch.setattr("edgec.quantize.pieces._ELEMENTS_AT_ONCE", 300)
     pieces = quantize(w, None, scheme)
     assert torch.equal(whole.codes, pieces.codes)
     assert torch.equal(whole.scales, pieces.scales)

@@ -18,11 +18,12 @@ from edgec.frontends.families import describe
 from edgec.graph.blocks import cut
 from edgec.graph.store import Store
 from edgec.graph.weights import matrix_name
-from edgec.quantize import sequential
+from edgec.quantize import block, sequential
+from edgec.quantize.block import Recipe
 from edgec.quantize.matrix import matrices
 from edgec.quantize.results import read_result
 from edgec.quantize.scheme import Scheme
-from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms.quarot import rotate
 from edgec.quantize.weights import quantize_weights
 
@@ -70,7 +71,7 @@ class Calls:
 
     def __init__(self, monkeypatch):
         self.calls = calls = []
-        algorithm_of = sequential.algorithm_of
+        algorithm_of = block.algorithm_of
 
         class Spy:
             def __init__(self, scheme):
@@ -81,7 +82,7 @@ class Calls:
                 calls.append((weight.clone(), stats))
                 return self.algorithm.quantize(weight, stats, scheme)
 
-        monkeypatch.setattr(sequential, "algorithm_of", Spy)
+        monkeypatch.setattr(block, "algorithm_of", Spy)
 
     def take(self):
         taken = self.calls[:]
@@ -391,13 +392,13 @@ def test_the_same_bytes_in_any_folder_and_with_any_number_of_threads(name, untie
 
 def test_logits_of_a_whole_text_are_never_in_memory(untied, tmp_path, monkeypatch):
     tuned = []
-    tune_block = sequential.autoround.tune_block
+    tune_block = block.autoround.tune_block
 
     def spy(runner, weights, starts: Sequence, *rest):
         tuned.append((runner.block.name, len(starts)))
         return tune_block(runner, weights, starts, *rest)
 
-    monkeypatch.setattr(sequential.autoround, "tune_block", spy)
+    monkeypatch.setattr(block.autoround, "tune_block", spy)
     how = recipe(Scheme("int4", 32, symmetric=True, algorithm="autoround"), steps=2)
     results = quantize_model(untied.emit(), WINDOWS, how, tmp_path)
     layers = [f"layers.{layer}.{part}" for layer in range(2) for part in ("attention", "mlp")]

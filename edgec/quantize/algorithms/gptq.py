@@ -17,7 +17,7 @@ import torch
 
 from edgec.calibrate.stats import Needs, Stats
 from edgec.quantize.algorithms import mse
-from edgec.quantize.algorithms._pieces import Rows, by_pieces
+from edgec.quantize.pieces import Rows, by_pieces
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor
 from edgec.quantize.threads import one_thread

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 
 from edgec.calibrate.stats import Needs, Stats
-from edgec.quantize.algorithms._pieces import Rows, by_pieces, cut, join
 from edgec.quantize.algorithms.rtn import covering
+from edgec.quantize.pieces import Rows, by_pieces, cut, join
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor, as_float16
 

@@ -10,7 +10,7 @@ import torch
 
 from edgec.calibrate.stats import Needs, Stats
 from edgec.quantize import fp8, nvfp4
-from edgec.quantize.algorithms._pieces import Rows, by_pieces
+from edgec.quantize.pieces import Rows, by_pieces
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor, as_float16
 

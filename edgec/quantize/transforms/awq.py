@@ -18,6 +18,7 @@ import torch
 from edgec.calibrate.stats import Needs, Stats
 from edgec.quantize.algorithms import rtn
 from edgec.quantize.fold import Fold
+from edgec.quantize.pieces import for_rows
 from edgec.quantize.scheme import Scheme
 
 NEEDS: Needs = "hessian"
@@ -63,5 +64,9 @@ def scale(matrices: Sequence[tuple[torch.Tensor, Scheme]], stats: Stats, fold: F
 
 
 def _error(weight: torch.Tensor, s: torch.Tensor, hessian: torch.Tensor, scheme: Scheme) -> float:
-    change = rtn.quantize(weight * s, None, scheme).dequantize() / s - weight
-    return float(((change @ hessian) * change).sum())
+    def work(piece: slice) -> float:
+        rows = weight[piece]
+        change = rtn.quantize(rows * s, None, scheme).dequantize() / s - rows
+        return float(((change @ hessian) * change).sum())
+
+    return sum(for_rows(len(weight), weight.shape[1], work))

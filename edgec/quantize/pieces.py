@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor
 from edgec.quantize.threads import one_thread
+
+T = TypeVar("T")
 
 # Pieces that stay in a core's cache: three times as fast as whole matrices, and no temporaries of gigabytes.
 _ELEMENTS_AT_ONCE = 1 << 17
@@ -35,18 +38,22 @@ def by_pieces(
     codes = torch.empty((rows, cols), dtype=torch.int8 if signed else torch.uint8)
     scales = torch.empty((rows, groups))
     zero_points = None if scheme.symmetric else torch.empty((rows, groups), dtype=torch.uint8)
-    step = max(1, _ELEMENTS_AT_ONCE // cols)
 
-    def work(start: int) -> None:
-        piece = slice(start, start + step)
+    def work(piece: slice) -> None:
         check_finite(weight[piece], "weight")
         codes[piece], scales[piece], zeros = quantize_rows(weight[piece])
         if zero_points is not None and zeros is not None:
             zero_points[piece] = zeros
 
-    with one_thread(), ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(work, range(0, rows, step)))
+    for_rows(rows, cols, work)
     return QuantizedTensor(codes, scales, zero_points, scheme, global_scale)
+
+
+def for_rows(rows: int, cols: int, work: Callable[[slice], T]) -> list[T]:
+    """Return what `work` makes of some rows at a time of a (rows, cols) matrix, some of them at once."""
+    step = max(1, _ELEMENTS_AT_ONCE // cols)
+    with one_thread(), ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(work, (slice(start, start + step) for start in range(0, rows, step))))
 
 
 def check_finite(numbers: torch.Tensor, name: str) -> None:
