@@ -1,6 +1,7 @@
 """edgec's recipes: an algorithm, with the transforms in front of it, such as "quarot+awq+gptq"."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import job
@@ -14,11 +15,12 @@ from edgec.frontends.architecture import Decoder
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.blocks import cut
+from edgec.quantize.block import Recipe
 from edgec.quantize.hadamard import random_rotation
 from edgec.quantize.matrix import matrices
 from edgec.quantize.results import Results
 from edgec.quantize.scheme import Scheme
-from edgec.quantize.sequential import Recipe, quantize_model
+from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms.quarot import rotate
 
 HEAD_BITS = 16  # of the matrix that a rotation adds in front of a tied output matrix
@@ -48,7 +50,7 @@ def quantize(task: job.Job) -> job.Answer:
         norms = {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if "norm" in name}
     source = job.read_weights(task.source)
     if rotated:
-        weights = turn_back(weights, source, decoder)
+        weights = turn_back(weights, norms, source, decoder)
         bits += HEAD_BITS * decoder.hidden_size**2 if decoder.tied else 0
         norms = {}
     state = source | weights | {name: torch.from_numpy(np.array(w)) for name, w in norms.items() if name in source}
@@ -67,8 +69,17 @@ def dequantized(results: Results, names: list[str]) -> tuple[job.Weights, int]:
     return weights, bits
 
 
-def turn_back(weights: job.Weights, source: job.Weights, decoder: Decoder) -> job.Weights:
-    """Return rotated matrices in the source's own coordinates: the same function, and only matrices differ."""
+def turn_back(
+    weights: job.Weights, norms: Mapping[str, np.ndarray], source: job.Weights, decoder: Decoder
+) -> job.Weights:
+    """Return rotated matrices in the source's own coordinates: the same function, and only matrices differ.
+
+    Args:
+        weights: (out, in) by name.
+        norms: what the rotated model's normalizations multiply with, where scales are folded into them.
+        source: the source's weights.
+        decoder: the source's description.
+    """
     generator = np.random.default_rng(0)
     stream = _matrix(random_rotation(decoder.hidden_size, generator))
     turned = {}
@@ -80,7 +91,8 @@ def turn_back(weights: job.Weights, source: job.Weights, decoder: Decoder) -> jo
             assert norm is not None
             for reader in readers:
                 assert reader is not None
-                turned[reader.weight] = weights[reader.weight] @ stream.T / source[norm.weight]
+                scaled = weights[reader.weight] * torch.from_numpy(norms[norm.weight])
+                turned[reader.weight] = scaled @ stream.T / source[norm.weight]
             turned[writer.weight] = stream @ weights[writer.weight]
         v, o = turned[a.v.weight], turned[a.o.weight]
         turned[a.v.weight] = (head @ v.unflatten(0, (-1, a.head_dim))).flatten(0, 1)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.option(
     "--candidates",
     metavar="LIST",
-    help="Storages to choose from.  [default: what the target takes of int4/32,int4/64,int4/128,int8,fp16]",
+    help="Storages to choose from, such as int8 or int4/32/kquant.  [default: what the target takes of int4/32,int4/64,"
+    "int4/128,int8,fp16]",
 )
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Of text for each unit.")
 @click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search algorithm, zero points and groups too.")

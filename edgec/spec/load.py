@@ -63,7 +63,7 @@ def load_profile(name: str) -> Profile:
     if not name.endswith(".toml") and not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):
         raise _unknown("profile", name, [p.stem for p in data_dir("profiles").glob("*.toml")])
     profile = read_spec(path, Profile)
-    known = sorted(p.stem for p in _ALGORITHMS.glob("*.py") if not p.stem.startswith("_"))
+    known = algorithm_names()
     layers = ((f"layers[{number}]", weights) for number, weights in enumerate(profile.layers))
     for key, weights in (("weights", profile.weights), ("embedding", profile.embedding), *layers):
         if weights is not None and weights.algorithm not in known:
@@ -73,6 +73,11 @@ def load_profile(name: str) -> Profile:
                 hint=_suggest(weights.algorithm, known),
             )
     return profile
+
+
+def algorithm_names() -> list[str]:
+    """Return the names of all algorithms that quantize weights; none of them is imported."""
+    return sorted(p.stem for p in _ALGORITHMS.glob("*.py") if p.stem != "__init__")
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:

@@ -29,7 +29,7 @@ from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.plan import Plan, resolve
 from edgec.spec.profile import Profile
 from edgec.spec.target import Target
-from edgec.tune.sensitivity import cheap
+from edgec.tune.units import cheap
 
 Ids = NDArray[np.int64]
 

@@ -21,9 +21,9 @@ from edgec.spec.load import THIS_MACHINE
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 from edgec.tune.cost import fixed_bytes, unit_shapes, unit_sizes, unit_traffic
-from edgec.tune.sensitivity import Sensitivity, Variant, cheap
+from edgec.tune.sensitivity import Sensitivity, Variant
 from edgec.tune.solve import Table
-from edgec.tune.units import EMBEDDING, Candidate, Unit
+from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap
 
 Ids = NDArray[np.int64]
 

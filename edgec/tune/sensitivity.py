@@ -23,7 +23,7 @@ from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.matrix import Matrix, by_input, matrices
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Storage
-from edgec.tune.units import EMBEDDING, Candidate, Unit
+from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap
 
 Tensor = torch.Tensor
 Weights = dict[str, Tensor]
@@ -206,13 +206,6 @@ def dequantized(rows: Tensor, storage: Storage, stats: Stats | None) -> Tensor:
     if isinstance(chosen, Scheme):
         return algorithm_of(chosen).quantize(rows, stats, chosen).dequantize()
     return rows.half().float() if storage == "fp16" else rows
-
-
-def cheap(storage: Storage) -> Storage:
-    """Return a storage with an algorithm that needs no more than the importance of inputs, which is known here."""
-    if not isinstance(storage, Scheme) or algorithm_of(storage).NEEDS in ("nothing", "importance"):
-        return storage
-    return Scheme(storage.dtype, storage.group, storage.symmetric, "mse")
 
 
 def load_weights(block: TorchBlock) -> Weights:

@@ -1,6 +1,5 @@
 """Search what a profile says of all layers at once: the algorithm, zero points, groups, and the embedding's storage."""
 
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,10 +7,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-import edgec.quantize.algorithms
 from edgec.backends.backend import get_backend
-from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
+from edgec.spec.load import algorithm_names
 from edgec.spec.profile import Profile, Weights
 from edgec.tune.check import Checker
 from edgec.tune.cost import unit_sizes
@@ -19,7 +17,7 @@ from edgec.tune.problem import Problem
 from edgec.tune.profile_file import tuned_profile
 from edgec.tune.search import Setting, Space
 from edgec.tune.solve import minimise
-from edgec.tune.units import EMBEDDING, Candidate, Unit, candidates_of
+from edgec.tune.units import EMBEDDING, Candidate, Unit, candidates_of, cheap
 
 _ANY = "any"
 
@@ -83,8 +81,8 @@ class Settings:
 
 def _algorithms() -> Sequence[str]:
     """Return the algorithms that need no more than the importance of inputs, which is known here."""
-    names = [m.name for m in pkgutil.iter_modules(edgec.quantize.algorithms.__path__) if not m.name.startswith("_")]
-    return [n for n in names if algorithm_of(Scheme("int4", 32, algorithm=n)).NEEDS in ("nothing", "importance")]
+    schemes = [Scheme("int4", 32, algorithm=name) for name in algorithm_names()]
+    return [scheme.algorithm for scheme in schemes if cheap(scheme) == scheme]
 
 
 def _allowed(setting: Setting) -> Callable[[Unit, Candidate], bool]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from edgec.backends.backend import Limits
 from edgec.errors import PlanError, UsageError
 from edgec.frontends.architecture import Decoder
+from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
 from edgec.spec.layers import matrix_names
+from edgec.spec.load import algorithm_names
 from edgec.spec.operation import SAME_INPUT, Storage
 from edgec.spec.profile import GROUP_SIZES, Profile, Weights
 from edgec.spec.target import Target
@@ -62,10 +64,11 @@ def units_of(decoder: Decoder) -> list[Unit]:
 def candidates_of(wanted: Sequence[str], profile: Profile, target: Target, limits: Limits) -> list[Candidate]:
     """Return the candidates that a target and a backend take.
 
-    Integers below 8 bits are asymmetric where the profile's are, and rounded by the profile's algorithm.
+    Integers below 8 bits are asymmetric where the profile's are, and rounded by the profile's algorithm unless the
+    label names one.
 
     Args:
-        wanted: labels: a dtype, with `/group` for integers in groups; empty for the usual ones.
+        wanted: labels: a dtype, then `/group` for integers in groups, then `/algorithm`; empty for the usual ones.
         profile: the wishes.
         target: the device.
         limits: of the backend.
@@ -86,22 +89,39 @@ def candidates_of(wanted: Sequence[str], profile: Profile, target: Target, limit
 
 
 def _candidate(label: str, base: Weights) -> Candidate:
-    dtype, _, group = label.partition("/")
+    dtype, _, rest = label.partition("/")
+    group, _, algorithm = rest.partition("/")
     narrow = dtype == "int4"
     integers = isinstance(base.storage(), Scheme) and base.dtype == "int4"
     try:
         weights = Weights(
             dtype=dtype,  # type: ignore[arg-type]
-            group_size=int(group) if group else "channel",  # type: ignore[arg-type]
+            group_size=int(group) if group.isdecimal() else "channel",  # type: ignore[arg-type]
             symmetric=base.symmetric or not narrow,
-            algorithm=(base.algorithm if integers else "mse") if narrow else "rtn",
+            algorithm=algorithm or ((base.algorithm if integers else "mse") if narrow else "rtn"),
         )
-        valid = dtype in ("fp32", "fp16", "fp8", "int8", "int4", "nvfp4") and (not group or int(group) in GROUP_SIZES)
+        groups = ("", "channel", *map(str, GROUP_SIZES))
+        valid = dtype in ("fp32", "fp16", "fp8", "int8", "int4", "nvfp4") and group in groups
     except ValueError as error:
         raise UsageError(f"'{label}' is no storage: {error}", hint=_LABELS) from error
-    if not valid or (group and dtype in ("fp32", "fp16")):
+    if not valid or (rest and dtype in ("fp32", "fp16")) or weights.algorithm not in algorithm_names():
         raise UsageError(f"'{label}' is no storage", hint=_LABELS)
+    if algorithm and cheap(weights.storage()) != weights.storage():
+        raise UsageError(
+            f"'{label}': single layers are not measured with {algorithm}",
+            hint="leave the algorithm out, and give it in the base profile; layers are then ranked by mse",
+        )
     return Candidate(label, weights)
 
 
-_LABELS = f"candidates look like {', '.join(DEFAULT)}; groups are {', '.join(map(str, GROUP_SIZES))}"
+_LABELS = f"such as {', '.join(DEFAULT)}, int4/32/kquant; groups are {', '.join(map(str, GROUP_SIZES))}, channel"
+
+
+def cheap(storage: Storage) -> Storage:
+    """Return a storage with an algorithm that needs no more than the importance of inputs.
+
+    Layers are measured one by one with it, as Hessians of a whole model do not fit in memory.
+    """
+    if not isinstance(storage, Scheme) or algorithm_of(storage).NEEDS in ("nothing", "importance"):
+        return storage
+    return Scheme(storage.dtype, storage.group, storage.symmetric, "mse")

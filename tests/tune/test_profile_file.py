@@ -83,9 +83,18 @@ def test_candidates_are_what_target_and_backend_take():
     assert {c.weights.symmetric for c in candidates(profile="int4-asym")} == {True, False}
     with pytest.raises(PlanError, match="does not take fp8"):
         candidates(["fp8", "int8"])
-    for label in ("int5", "int4/33", "int4/x", "fp16/32", "nvfp4/32"):
+    for label in ("int5", "int4/33", "int4/x", "fp16/32", "nvfp4/32", "int4/mse", "int4/32/best"):
         with pytest.raises(UsageError, match="is no storage"):
             candidates([label])
+
+
+def test_a_candidate_may_name_its_algorithm():
+    found = candidates(["int4/32/kquant", "int4/32", "int8/channel/mse"])
+    assert [(c.weights.dtype, c.weights.group_size, c.weights.algorithm) for c in found] == [
+        ("int4", 32, "kquant"), ("int4", 32, "mse"), ("int8", "channel", "mse")
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="not measured with gptq"):
+        candidates(["int4/32/gptq"])
 
 
 @pytest.mark.parametrize(
