@@ -105,7 +105,8 @@ def _keys(
     """Return a name for the result of each block: it depends on the block and on all that came before it."""
     text = cache.key(str(windows.shape), np.ascontiguousarray(windows, "<i8").tobytes())
     how = (" ".join(recipe.scalings), recipe.device, str(recipe.steps))
-    chain = cache.key(cache.code_key(), torch.__version__, recipe.source, text, *how)
+    # numpy does not promise to keep the random numbers that rotations are made of.
+    chain = cache.key(cache.code_key(), torch.__version__, np.__version__, recipe.source, text, *how)
     keys = []
     for block in blocks:
         storages = {m.node: recipe.storage_of(m.node) for m in found[block.name]}

@@ -13,7 +13,7 @@ from edgec.evaluate.divergence import Divergence
 from edgec.tune.budget import Budget, show
 from edgec.tune.check import Measured
 from edgec.tune.problem import Problem
-from edgec.tune.solve import cheapest, minimise, total
+from edgec.tune.solve import Solution, cheapest, minimise, total
 
 Choice = NDArray[np.int64]
 Check = Callable[[Choice], Measured]
@@ -71,19 +71,26 @@ def find(problem: Problem, budget: Budget, check: Check) -> Found:
     """
     limits = _Perplexity(problem, budget.limit) if budget.kind == "perplexity" else _Cost(problem, budget.limit)
     found: dict[tuple[int, ...], Found] = {}
-    while len(found) < ROUNDS:
-        solution = minimise(limits.objective, limits.limited, limits.limit)
-        if solution is None:  # by what is known so far; measured, the cheapest choice may be inside
-            solution = cheapest(limits.objective, limits.limited)
-        if tuple(solution.choice) in found:
-            break
+
+    def measure(solution: Solution) -> Round:
         measured = check(solution.choice)
         predicted, value = limits.predicted(solution.choice), limits.value(measured)
         done = _round(problem, budget, solution.choice, measured, predicted, value, solution.gap)
         limits.learn(solution.choice, measured, done)
         found[tuple(solution.choice)] = Found(solution.choice, done, (), limits.fixed)
+        return done
+
+    least = cheapest(limits.objective, limits.limited)
+    while len(found) < ROUNDS:
+        # Where none is inside by what is known so far, the cheapest may be when it is measured.
+        solution = minimise(limits.objective, limits.limited, limits.limit) or least
+        if tuple(solution.choice) in found:
+            break
+        done = measure(solution)
         if done.fits and done.measured >= _CLOSE * budget.limit:
             break
+    if tuple(least.choice) not in found and not any(each.round.fits for each in found.values()):
+        measure(least)
     fitting = [each for each in found.values() if each.round.fits]
     if not fitting:
         raise _impossible(budget, min(each.round.measured for each in found.values()))
@@ -157,9 +164,9 @@ class _Perplexity:
     def learn(self, choice: Choice, measured: Measured, done: Round) -> None:
         if measured.size_bytes is not None:
             self.fixed = measured.size_bytes - total(self.objective, choice)
-        factor = self.wanted / max(math.log1p(done.measured), 1e-9)
         # Perplexity may even fall, by noise or on a text that is not the model's own, where KL only grows.
-        self.limit = min(self.limit * max(factor, 0.25), _MOST_KL * self.wanted)
+        factor = total(self.limited, choice) / max(math.log1p(done.measured), 1e-9)
+        self.limit = min(max(self.wanted * factor, self.limit / 4), _MOST_KL * self.wanted)
 
     def rank(self, found: Found) -> float:
         return total(self.objective, found.choice)

@@ -119,7 +119,8 @@ def _improved(objective: Table, limited: Table, limit: float, choice: Choice) ->
         fits = (gain > 0) & (cost <= limit * (1 - _ROUNDING) - total(limited, choice))
         if not fits.any():
             return choice
-        rate = np.where(fits, gain / np.maximum(cost / (limit or 1.0), _ROUNDING), 0.0)
+        rate = np.zeros_like(gain)
+        np.divide(gain, np.maximum(cost / (limit or 1.0), _ROUNDING), out=rate, where=fits)
         unit, candidate = np.unravel_index(rate.argmax(), rate.shape)
         choice[unit] = candidate
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.backends.backend import get_backend
-from edgec.calibrate.cache import cache_dir, key
+from edgec.calibrate.cache import cache_dir, code_key, key
 from edgec.calibrate.dataset import load_dataset
 from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.errors import require
@@ -194,8 +194,9 @@ def _search(
         tick("trial")
         return value
 
-    journal = cache_dir() / "search" / f"{key(_identity(task, problem))}.journal"
-    trials = search(task.search, settings.space(), evaluate, journal, trials=task.trials)
+    space = settings.space()
+    same = key(code_key("tune"), _identity(task, problem), repr(space))
+    trials = search(task.search, space, evaluate, cache_dir() / "search" / f"{same}.journal", trials=task.trials)
     value, setting = trials[0]
     words = ", ".join(f"{name} {value}" for name, value in setting.items())
     told = f"{len(trials)} trials: the best one ({words}) has KL {value:.5f} nats"
@@ -206,6 +207,8 @@ def _search(
     done = as_round(better, task.budget, choice, measure(profile, better, choice), found)
     if not done.fits:
         return task.profile, problem, found, f"{told}, but its artifact is outside the budget"
+    if not done.divergence.mean_kl < found.round.divergence.mean_kl:  # a latency that was timed again chose otherwise
+        return task.profile, problem, found, f"{told}, but measured again it is no better than without"
     return profile, better, replace(found, choice=choice, round=done, rounds=(*found.rounds, done)), told
 
 
