@@ -36,13 +36,14 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
 
     Without a Hessian, or with one of zeros, there is nothing to make up for, and the result is that of `mse`.
     """
-    if stats is None or stats.hessian is None or not stats.importance.any():
+    if stats is None or stats.hessian is None or not stats.hessian.diagonal().any():
         return mse.quantize(weight, stats, scheme)
     order = torch.argsort(stats.importance, descending=True, stable=True)
     factor = inverse_factor(stats.hessian[order][:, order])
     alone = torch.empty_like(stats.importance)
     alone[order] = 1 / factor.square().sum(0)
-    alone[stats.importance == 0] = 0  # or their groups' scales would be theirs: nothing makes up for them
+    # Damping would make inputs that hardly ever occur count, and the scales of their groups theirs.
+    alone = torch.minimum(alone, stats.importance)
     rounded = partial(_quantize_rows, importance=alone, factor=factor, order=order, scheme=scheme)
     return by_pieces(weight, scheme, rounded)
 
@@ -53,7 +54,7 @@ def compensated(weight: torch.Tensor, stats: Stats | None, tensor: QuantizedTens
 
     With U^T U = H^-1 the errors of all inputs are W - Q = E U, and what was rounded is Q + E diag(U).
     """
-    if stats is None or stats.hessian is None or not stats.importance.any():
+    if stats is None or stats.hessian is None or not stats.hessian.diagonal().any():
         return weight
     order = torch.argsort(stats.importance, descending=True, stable=True)
     factor = inverse_factor(stats.hessian[order][:, order])
