@@ -130,8 +130,8 @@ def test_inputs_that_have_nothing_in_common_leave_nothing_to_make_up_for():
     weight = normal(12, 160)
     importance = torch.exp(normal(160, seed=5))
     stats = Stats(importance, hessian=torch.diag(importance))
-    found, damped = gptq.quantize(weight, stats, INT4), Stats(importance + 0.01 * importance.mean())
-    assert torch.equal(found.codes, mse.quantize(weight, damped, INT4).codes)
+    found = gptq.quantize(weight, stats, INT4)
+    assert torch.equal(found.codes, mse.quantize(weight, stats, INT4).codes)
     torch.testing.assert_close(gptq.compensated(weight, stats, found), weight)
 
 
@@ -166,6 +166,24 @@ class TestDeadInputs:
         small = weight * (torch.arange(160) % 3 > 0)
         found, without = (objective(w, gptq.quantize(w, stats, INT4).dequantize(), stats) for w in (weight, small))
         assert found == pytest.approx(without, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 1e-2])
+def test_inputs_that_hardly_ever_occur_do_not_decide_about_scales(size):
+    inputs, weight = normal(300, 64, seed=1), normal(8, 64)
+    inputs[:, 5] *= size
+    weight[:, 5] = 30.0
+    stats = seen(inputs)
+    found, alone = (
+        objective(weight, f(weight, stats, INT4).dequantize(), stats) for f in (gptq.quantize, mse.quantize)
+    )
+    assert found < 0.95 * alone
+
+
+def test_inputs_too_small_for_a_hessian_are_rounded_as_by_mse():
+    stats = Stats(torch.full((160,), 1e-45), hessian=torch.zeros((160, 160)))  # sums of squares are in float64
+    found = gptq.quantize(normal(12, 160), stats, INT4)
+    assert torch.equal(found.codes, mse.quantize(normal(12, 160), stats, INT4).codes)
 
 
 class TestHessians:
