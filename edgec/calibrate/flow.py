@@ -33,7 +33,8 @@ _AT_ONCE = min(4, os.cpu_count() or 1)
 class Flow:
     """The values between two blocks, for every window; a block takes some windows at a time.
 
-    Memory: (windows, tokens, hidden) float32 for each value that later blocks read, which is one or two.
+    Memory: (windows, tokens, hidden) float32 for each value that later blocks read, which is one or two, and as much
+    again while a block runs.
 
     Args:
         windows: token ids (n, tokens); each row is a context of its own.
@@ -95,8 +96,12 @@ class Flow:
         wanted = [name for name in block.block.outputs if not name.startswith("present.")]
         if block.block.name == MASK:  # the same for every window
             return block.run(self.rows_of(block, torch.arange(1)), weights, wanted)
-        pieces = list(self.batches(block, weights, wanted))
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in wanted}
+        made: dict[str, Tensor] = {}
+        for number, piece in enumerate(self.batches(block, weights, wanted)):
+            for name, value in piece.items():
+                whole = made.setdefault(name, value.new_empty((self.count, *value.shape[1:])))
+                whole[number * self.rows :][: len(value)] = value
+        return made
 
 
 def measure(

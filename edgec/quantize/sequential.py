@@ -1,8 +1,9 @@
 """Quantize a model block by block, each with the inputs that the quantized blocks before it give.
 
-Memory is bounded by the weights of one block (three copies in float32), the Hessian of its widest matrix (six copies,
-inputs x inputs), what 4096 tokens (four windows, if those are longer) are inside a block, and the hidden states of the
-whole calibration text (tokens x hidden size, twice where an algorithm wants those of the float model too).
+Memory is bounded by the weights of one block (three copies in float32, twelve with `autoround`), the Hessian of its
+widest matrix (six copies, inputs x inputs), what 4096 tokens (four windows, if those are longer) are inside a block,
+and the hidden states of the whole calibration text (twice, tokens x hidden size; four times where an algorithm wants
+those of the float model too).
 """
 
 from collections import Counter

@@ -46,12 +46,12 @@ def quantize(weight: Tensor, stats: Stats | None, scheme: Scheme) -> QuantizedTe
 
 @dataclass
 class _Learned:
-    """A matrix (rows, cols) on its way; scales are (rows, groups).
+    """A matrix (rows, cols) on its way; scales and zero points are (rows, groups).
 
     Args:
         target: what is rounded, in the units of the weight: the start's own, before it was rounded.
         start: scales at the start.
-        zero: zero points per column, (rows, cols).
+        zero: zero points, as float32.
         shift: learned, from -0.5 to 0.5, in steps of the scale.
         factor: learned, of each scale.
     """
@@ -74,7 +74,7 @@ class _Learned:
     def codes(self) -> tuple[Tensor, Tensor]:
         """Return the codes less their zero points, and where none was cut off at the ends."""
         raw = torch.round(self.target / self.wide(self.scales()) + self.shift)
-        codes = torch.clamp(raw, self.scheme.low - self.zero, self.scheme.high - self.zero)
+        codes = torch.clamp(raw, self.wide(self.scheme.low - self.zero), self.wide(self.scheme.high - self.zero))
         return codes, raw == codes
 
     def weight(self) -> Tensor:
@@ -93,9 +93,9 @@ class _Learned:
         self.factor.clamp_(1 - _FACTOR, 1 + _FACTOR)
 
     def result(self) -> QuantizedTensor:
-        codes = self.codes()[0] + self.zero
+        codes = self.codes()[0] + self.wide(self.zero)
         signed = self.scheme.symmetric
-        zeros = None if signed else self.zero[:, :: self.scheme.group or self.zero.shape[1]].to(torch.uint8).cpu()
+        zeros = None if signed else self.zero.to(torch.uint8).cpu()
         stored = codes.to(torch.int8 if signed else torch.uint8).cpu()
         return QuantizedTensor(stored, self.scales().cpu(), zeros, self.scheme)
 
@@ -133,11 +133,8 @@ def tune_block(
 
 
 def _learn(matrix: Matrix, rounded: Tensor, start: QuantizedTensor) -> _Learned:
-    device, cols = rounded.device, rounded.shape[1]
-    width = start.scheme.group or cols
-    zeros = torch.zeros_like(start.scales) if start.zero_points is None else start.zero_points.float()
-    zero = zeros.to(device).repeat_interleave(width, dim=1)[:, :cols]
-    scales = start.scales.to(device)
+    zero = torch.zeros_like(start.scales) if start.zero_points is None else start.zero_points.float()
+    zero, scales = zero.to(rounded.device), start.scales.to(rounded.device)
     return _Learned(matrix, start.scheme, rounded, scales, zero, torch.zeros_like(rounded), torch.ones_like(scales))
 
 
@@ -170,5 +167,8 @@ def _gradients(
             loss = torch.stack([(made[name] - targets[name][rows]).square().sum() for name in targets]).sum()
             return torch.autograd.grad(loss, list(leaves.values()))
 
-    sums = [torch.stack(parts).sum(0) for parts in zip(*flow.map(work, chosen), strict=True)]
-    return dict(zip(leaves, sums, strict=True))
+    sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    for gradients in flow.map(work, chosen):
+        for total, gradient in zip(sums.values(), gradients, strict=True):
+            total.add_(gradient)
+    return sums
