@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+import torch
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
@@ -19,7 +20,7 @@ from edgec.calibrate.dataset import Dataset, load_dataset
 from edgec.calibrate.overlap import check_overlap
 from edgec.calibrate.ranges import measure_clips
 from edgec.checkpoint.model import Checkpoint, read_finite
-from edgec.errors import UsageError
+from edgec.errors import PlanError, UsageError
 from edgec.evaluate.corpus import Corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
@@ -81,7 +82,7 @@ def build(
 
     Raises:
         EdgecError: the checkpoint is refused, the output cannot be written, or the text of calibration cannot be used,
-            changed since it was planned with, or is also that of evaluation.
+            changed since it was planned with, or is also that of evaluation; or there is no GPU to calibrate on.
     """
     dataset = _dataset(checkpoint.tokenizer_files(), plan, corpus)
     stages: list[Stage] = []
@@ -175,6 +176,12 @@ def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | Non
     text = plan.calibration
     if text is None or not (_has_ranges(plan) or _is_calibrated(plan)):
         return None
+    if text.device == "cuda" and _is_calibrated(plan) and not torch.cuda.is_available():
+        raise PlanError(
+            "the profile calibrates on a GPU, and torch finds none here",
+            where=f"profile '{plan.profile}'",
+            hint='leave `device = "cuda"` out, or install a torch that is built for CUDA',
+        )
     tokenizer = Tokenizer.from_files(tokenizer_files)
     dataset = load_dataset(text.files, tokenizer, tokens=text.tokens, window=text.window, seed=text.seed)
     changed = [name for name, sha256 in dataset.sha256.items() if sha256 != text.files[name]]

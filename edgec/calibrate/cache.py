@@ -71,5 +71,6 @@ def load(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):  # zipfile raises all of them
+    # zipfile raises all but the last, which is a single array.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, TypeError):
         return None

@@ -129,7 +129,7 @@ def _documents(place: str, line: _Line, limits: Limits) -> Iterator[Document]:
             return (Text(place, text[i : i + limits.piece], i == cuts[-1]) for i in cuts)
         case _Line(msgspec.UNSET, tuple(messages)) if messages:
             if not limits.has_template:
-                raise ValueError("it holds `messages`, and the model has no chat template")
+                raise ValueError("it holds `messages`, and the model has no chat template: give it as `text`")
             return iter([Chat(place, tuple(Message(turn.role, normalise(turn.content)) for turn in messages))])
         case _:
             raise ValueError("it must hold either `text` or `messages`, and at least one message")

@@ -54,7 +54,7 @@ class BlockResult:
 def read_result(path: Path) -> BlockResult | None:
     """Return what `BlockResult.write` wrote; None where nothing can be read."""
     arrays = cache.load(path)
-    if arrays is None:
+    if arrays is None or _REMARKS not in arrays:
         return None
     tensors = {name: _tensor(arrays, name) for name in _names(arrays, _SCHEME)}
     floats = {name: torch.from_numpy(arrays[_FLOAT + name]) for name in _names(arrays, _FLOAT)}

@@ -169,7 +169,7 @@ def resolve(
         backend=chosen,
         profile=profile.name,
         weights=profile.weights.storage(),
-        embedding=(profile.embedding or profile.weights).storage(),
+        embedding=_embedding(decoder, profile),
         accuracy_level=profile.accuracy_level,
         kv_cache=profile.runtime.kv_cache,
         context_length=min(profile.context_length, decoder.context_length),
@@ -195,8 +195,19 @@ def _static(decoder: Decoder, profile: Profile) -> StaticActivations | None:
 
 
 def _storage_of(decoder: Decoder, profile: Profile) -> StorageOf:
-    embedding = (profile.embedding or profile.weights).storage()
-    return storage_lookup(profile.weights.storage(), embedding, _layers(decoder, profile))
+    return storage_lookup(profile.weights.storage(), _embedding(decoder, profile), _layers(decoder, profile))
+
+
+def _embedding(decoder: Decoder, profile: Profile) -> Storage:
+    """Return the storage of the token embedding and the output matrix, with the algorithm that will round them.
+
+    Rows that are looked up have no inputs that could make up for each other, and logits are not tuned to.
+    """
+    storage = (profile.embedding or profile.weights).storage()
+    if not isinstance(storage, Scheme):
+        return storage
+    instead = {"gptq": "mse", "autoround": "mse"} if decoder.tied else {"autoround": "gptq"}
+    return msgspec.structs.replace(storage, algorithm=instead.get(storage.algorithm, storage.algorithm))
 
 
 def _calibration(profile: Profile, wanted: Calibration, decoder: Decoder) -> CalibrationText:

@@ -203,7 +203,10 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def _check_transforms(self) -> None:
         if "quarot" in self.transforms[1:]:
             raise ValueError("quarot rotates the whole model: it comes first in transforms, once")
-        for name in dict.fromkeys((*self.transforms, self.weights.algorithm, *(w.algorithm for w in self.layers))):
+        if len(set(self.transforms)) < len(self.transforms):
+            raise ValueError("a transform is there twice")
+        weights = (self.weights, *([self.embedding] if self.embedding else []), *self.layers)
+        for name in dict.fromkeys((*self.transforms, *(w.algorithm for w in weights))):
             if name in CALIBRATED and self.calibration is None:
                 raise ValueError(f"{name} looks at what flows through the model: give the profile a [calibration]")
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from edgec.build import build
 from edgec.checkpoint.open import open_checkpoint
 from edgec.cli import edgec
-from edgec.errors import UsageError
+from edgec.errors import PlanError, UsageError
 from edgec.evaluate.corpus import load_corpus
 from edgec.frontends.families import describe
 from edgec.generate.tokenizer import Tokenizer
@@ -41,10 +41,14 @@ min_top1_agreement = 0.0
 def make(tiny_llama, tmp_path):
     """Return a function that builds the tiny Llama and returns the report and the bundle."""
 
-    def run(algorithm, text, name="bundle", corpus=None):
+    def run(algorithm, text, name="bundle", corpus=None, device="cpu"):
         profile = tmp_path / "profile.toml"
         texts = text if isinstance(text, list) else str(text)
-        profile.write_text(PROFILE.format(algorithm=algorithm, text=json.dumps(texts)))
+        profile.write_text(
+            PROFILE.format(algorithm=algorithm, text=json.dumps(texts)).replace(
+                "tokens = 256", f'tokens = 256\ndevice = "{device}"'
+            )
+        )
         checkpoint, target = open_checkpoint(tiny_llama), load_target("cpu")
         decoder = describe(checkpoint)
         plan = resolve(checkpoint, decoder, target, load_profile(str(profile)))
@@ -94,6 +98,13 @@ def test_every_matrix_is_quantized_with_its_statistics(make, story_text, tmp_pat
     make("mse", story_text)
     assert len(seen) == 3 * 7 + 1
     assert all(cols == known for cols, known in seen)
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(make, story_text, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(PlanError, match="torch finds none here"):
+        make("gptq", story_text, device="cuda")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_quality_is_not_measured_on_the_text_of_calibration(make, tiny_llama, story_text, tmp_path):

@@ -44,6 +44,8 @@ def test_what_is_broken_is_not_there(path):
     whole = path.read_bytes()
     assert cache.load(path.with_name("missing.npz")) is None
     assert cache.load(path.parent) is None
+    np.save(path.with_name("single.npy"), ARRAYS[next(iter(ARRAYS))])
+    assert cache.load(path.with_name("single.npy")) is None
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
         assert cache.load(path) is None

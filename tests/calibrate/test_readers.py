@@ -55,7 +55,7 @@ def npz(**arrays):
         (b'{"messages": ["5"]}', "Expected `object`, got `str` - at `$.messages[0]`"),
         (b'{"messages": [{"role": "user"}]}', "missing required field `content` - at `$.messages[0]`"),
         (b'{"messages": [{"role": "user", "content": ["5"]}]}', "Expected `str`, got `array`"),
-        (b'{"messages": [{"role": "user", "content": "5"}]}', "the model has no chat template"),
+        (b'{"messages": [{"role": "user", "content": "5"}]}', "no chat template: give it as `text`"),
         (b'{"a": ' + b"[" * 100_000, "recursion"),
     ],
 )

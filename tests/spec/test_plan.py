@@ -66,3 +66,19 @@ def test_blocks_that_nvfp4_cannot_write_are_refused(make_llama, tmp_path):
     with pytest.raises(PlanError, match="blocks of 16 do not divide the 72 inputs") as caught:
         resolve(checkpoint, describe(checkpoint), load_target("rtx-5090"), load_profile("nvfp4"))
     assert caught.value.where == "layers.0.attention, q"
+
+
+@pytest.mark.parametrize(("tied", "wanted", "rounds"), [
+    (True, "gptq", "mse"), (True, "autoround", "mse"), (True, "kquant", "kquant"),
+    (False, "gptq", "gptq"), (False, "autoround", "gptq"), (False, "rtn", "rtn"),
+])  # fmt: skip
+def test_the_plan_names_the_algorithm_that_rounds_the_table(make_llama, tmp_path, tied, wanted, rounds):
+    source = make_llama(tmp_path / "model", tie_word_embeddings=tied)
+    (tmp_path / "p.toml").write_text(
+        f'title = ""\n[weights]\ndtype = "int4"\ngroup_size = 32\nalgorithm = "{wanted}"\n[calibration]\n'
+        "[verify]\nmax_perplexity_ratio = 2.0\nmax_mean_kl = 1.0\nmin_top1_agreement = 0.5\n"
+    )
+    checkpoint = open_checkpoint(source)
+    plan = resolve(checkpoint, describe(checkpoint), load_target("cpu"), load_profile(str(tmp_path / "p.toml")))
+    assert plan.embedding == Scheme("int4", 32, algorithm=rounds)
+    assert plan.weights == Scheme("int4", 32, algorithm=wanted)
