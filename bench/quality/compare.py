@@ -2,7 +2,8 @@
 
 Every contestant reads the same float32 directory and the same calibration tokens, is asked for the same bits and
 groups, uses its own best settings, and answers with dequantized weights, which are run in float32 (evaluate.py).
-What a contestant made is kept in bench/.work/quality/out and used again, unless --again is given.
+What a contestant made is kept in bench/.work/quality/out, and used again where it was asked for the same; --again, as
+after a change of its code, has it made anew.
 Writes bench/results/quality.json, .md and .png from all that is kept.
 """
 
@@ -107,9 +108,9 @@ def _checkpoint(name: str, folder: Path, texts: dict[str, str], shapes: dict[str
     return Checkpoint(name, folder, paths["calibration"], paths["evaluation"], said)
 
 
-def quantize(contestant: Contestant, checkpoint: Checkpoint, setting: Setting, out: Path, threads: int) -> None:
-    """Run a contestant; its report gains the seconds of the whole process."""
-    task = {
+def job_of(contestant: Contestant, checkpoint: Checkpoint, setting: Setting, out: Path) -> dict[str, Any]:
+    """Return what a contestant is asked for, but for the number of threads."""
+    return {
         "source": str(checkpoint.folder),
         "out": str(out),
         "tokens": str(checkpoint.calibration),
@@ -117,30 +118,40 @@ def quantize(contestant: Contestant, checkpoint: Checkpoint, setting: Setting, o
         "group": setting.group[checkpoint.name],
         "symmetric": True,
         "seed": SEED,
-        "threads": threads,
         "options": contestant.options | contestant.options_of.get(checkpoint.name, {}),
     }
+
+
+def quantize(contestant: Contestant, job: dict[str, Any], out: Path, threads: int) -> None:
+    """Run a contestant; its report gains the seconds of the whole process, and what it was asked for."""
     path = out.parent / f"{out.name}.job.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(task, indent=1) + "\n")
+    path.write_text(json.dumps(job | {"threads": threads}, indent=1) + "\n")
     # -P: a script is called like the package that it runs.
     command = [str(contestant.python), "-P", str(contestant.script), str(path)]
     environment = {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     process = paired.run(command, **environment, **contestant.variables)
     report = json.loads((out / "quality.json").read_text())
-    report |= {"process_seconds": process.seconds}
+    report |= {"process_seconds": process.seconds, "job": job}
     (out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def judge(checkpoint: Checkpoint, out: Path, threads: int) -> dict[str, Any]:
-    """Return the evaluation of what a contestant wrote, computed once."""
+    """Return the evaluation of what a contestant wrote, computed once for each text."""
     path = out / "evaluation.json"
-    if not path.exists():
+    kept = read(path)
+    if kept.get("text") != checkpoint.texts["evaluation"]:
         windows = np.load(checkpoint.evaluation)
         cache = checkpoint.evaluation.with_suffix(".logits.npy")
         found = evaluate.evaluate(checkpoint.folder, out, windows, cache, threads)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    return json.loads(path.read_text())
+        kept = msgspec.to_builtins(found) | {"text": checkpoint.texts["evaluation"]}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> None:
@@ -163,8 +174,9 @@ def main() -> None:
                 if setting not in known[name].settings:
                     continue
                 out = WORK / "out" / checkpoint.name / setting / name
-                if arguments.again or not (out / "quality.json").exists():
-                    quantize(known[name], checkpoint, SETTINGS[setting], out, arguments.threads)
+                job = job_of(known[name], checkpoint, SETTINGS[setting], out)
+                if arguments.again or read(out / "quality.json").get("job") != job:
+                    quantize(known[name], job, out, arguments.threads)
                 found = judge(checkpoint, out, arguments.threads)
                 print(f"{checkpoint.name} {setting} {name}: KL {found['mean_kl']:.5f}", flush=True)
     texts = {checkpoint.name: checkpoint.texts for checkpoint in checkpoints}

@@ -36,7 +36,7 @@ def _edgec() -> list[Contestant]:
     # The matrix that a rotation adds to a tied model counts; wider groups make up for it.
     wider = {"quarot+gptq, wider groups": {"recipe": "quarot+gptq", "wider": 2}}
     return [
-        Contestant(f"edgec {name}", Path(sys.executable), script, options, {"smollm2": {"steps": 50}})
+        Contestant(f"edgec {name}", Path(sys.executable), script, options, {"smollm2": {"steps": 20}})
         for name, options in (alike | wider).items()
     ]
 
@@ -47,7 +47,8 @@ def _peers(work: Path) -> list[Contestant]:
         return Contestant(name, work / environment / "bin/python", script, **rest)
 
     return [
-        peer("hqq", "hqq"),
+        peer("hqq", "hqq", options={"axis": 0}),
+        peer("hqq, axis 1", "hqq", options={"axis": 1}),  # what its fast kernels take
         peer("gptqmodel", "gptqmodel", variables={"GPTQMODEL_CPU_WORKERS": "2"}),
         *(
             peer(

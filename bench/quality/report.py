@@ -67,6 +67,7 @@ def _rows(kept: Path, names: list[str], settings: dict[str, Any]) -> Iterator[Ro
                 folder = kept / checkpoint / setting / name
                 if (folder / "evaluation.json").exists():
                     made, found = (json.loads((folder / f"{f}.json").read_text()) for f in ("quality", "evaluation"))
+                    made = {key: value for key, value in made.items() if key != "job"}  # it names folders
                     yield Row(checkpoint, setting, name, made, found)
 
 

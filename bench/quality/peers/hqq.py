@@ -9,7 +9,7 @@ from hqq.core.quantize import Quantizer
 
 def quantize(task: job.Job) -> job.Answer:
     weights, bits = {}, 0
-    axis = task.options.get("axis", 1)
+    axis = task.options["axis"]
     for name, weight in job.matrices(job.read_weights(task.source)).items():
         # Groups are cut from the flattened matrix: where they do not divide the width, rows share one.
         codes, meta = Quantizer.quantize(

@@ -75,6 +75,9 @@ def quantize(task: job.Job) -> job.Answer:
         shapes[name] = state[name].shape
         bits += job.grouped_bits({name: shapes[name]}, task.bits, group, 0)
     settings = task.options | {"groups": sorted(set(sizes.values())), "duo_scaling": "both", "actorder": "static"}
+    for key, algorithm in (("duo_scaling", "awq"), ("actorder", "gptq")):
+        if algorithm not in task.options["algorithms"]:
+            del settings[key]
     return job.Answer(job.unfold_norms(source, state), bits, version("llmcompressor"), settings)
 
 
