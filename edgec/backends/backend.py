@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgec.frontends.architecture import Decoder
     from edgec.graph.weights import Codes
+    from edgec.quantize.scheme import Scheme
     from edgec.spec.plan import Plan
     from edgec.spec.target import Target
 
@@ -88,6 +89,8 @@ class Limits:
     """What a backend stores, what it cannot, and what its runtime takes.
 
     Args:
+        block_size: gives the blocks in which it writes the integers of a scheme for rows of so many inputs, each with
+            a scale of its own; None for one scale per output. Rows that are no whole number of blocks are padded.
         scale_bytes: of one scale.
         activation_bytes: of one number between layers.
         cache_bytes: kind of key-value cache -> bytes of one number in it, scales included.
@@ -101,6 +104,7 @@ class Limits:
         activations: what it can multiply integer weights with: "float", "dynamic" or "static" int8.
     """
 
+    block_size: Callable[["Scheme", int], int | None]
     scale_bytes: int
     activation_bytes: int
     cache_bytes: Mapping[str, float]

@@ -7,7 +7,7 @@ less for float weights in OpenVINO. TensorRT's is derived from its graph and its
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -42,7 +42,14 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(
-    decoder: Decoder, weights: Storage, storage_of: StorageOf, *, limits: Limits, kv_cache: str, context: int
+    decoder: Decoder,
+    weights: Storage,
+    storage_of: StorageOf,
+    *,
+    limits: Limits,
+    kv_cache: str,
+    context: int,
+    static: Collection[str] = (),
 ) -> Estimate:
     """Return what a decoder needs.
 
@@ -53,10 +60,16 @@ def estimate(
         limits: of the backend.
         kv_cache: a key of `limits.cache_bytes`.
         context: tokens in the cache.
+        static: matrices that are multiplied with int8 activations of calibrated scales.
     """
     footprint = limits.footprint
     sizes = [
-        _resident_bytes(operation, limits, looked_up=operation.kind == "lookup" and not decoder.tied)
+        _resident_bytes(
+            operation,
+            limits,
+            looked_up=operation.kind == "lookup" and not decoder.tied,
+            static=operation.matrix in static,
+        )
         for operation in stored_matrices(decoder, storage_of)
     ]
     sizes.append(other_numbers(decoder) * 4 * footprint.weight_copies)
@@ -86,12 +99,27 @@ def other_numbers(decoder: Decoder) -> int:
     return sum(math.prod(shape) for name, shape in expected_shapes(decoder).items() if name not in matrices)
 
 
+def artifact_bytes(storage: Storage, rows: int, cols: int, limits: Limits, *, static: bool = False) -> int:
+    """Return the size of a (rows = out, cols = in) weight as a backend writes it, in its own blocks and padded.
+
+    Args:
+        storage: of the weight.
+        rows: outputs.
+        cols: inputs.
+        limits: of the backend.
+        static: whether the weight is multiplied with integers, as which it keeps one scale per output.
+    """
+    if isinstance(storage, Scheme) and not static:
+        storage, cols = _written(storage, cols, limits)
+    return storage_bytes(storage, rows, cols, limits.scale_bytes)
+
+
 def storage_bytes(storage: Storage, rows: int, cols: int, scale_bytes: int) -> int:
-    """Return the size of a (rows = out, cols = in) weight in an artifact."""
+    """Return the size of a (rows = out, cols = in) weight whose blocks are its groups."""
     if not isinstance(storage, Scheme):
         return rows * cols * (2 if storage == "fp16" else 4)
     groups = rows * storage.groups(cols)
-    zero_points = 0 if storage.symmetric else groups * storage.bits // 8
+    zero_points = 0 if storage.symmetric else rows * math.ceil(storage.groups(cols) * storage.bits / 8)
     scales = groups + 4 if storage.dtype == "nvfp4" else scale_bytes * groups
     return rows * cols * storage.bits // 8 + scales + zero_points
 
@@ -101,16 +129,24 @@ def usable_bytes(target: Target) -> float | None:
     return None if target.memory_gib is None else target.memory_gib * target.memory_usable_fraction * 2**30
 
 
-def _resident_bytes(operation: Operation, limits: Limits, *, looked_up: bool) -> int:
+def _written(scheme: Scheme, cols: int, limits: Limits) -> tuple[Scheme, int]:
+    """Return a scheme whose groups are the backend's blocks, and how many inputs rows of `cols` are padded to."""
+    block = limits.block_size(scheme, cols)
+    if block is None:
+        return scheme, cols
+    return msgspec.structs.replace(scheme, group=block), -(-cols // block) * block
+
+
+def _resident_bytes(operation: Operation, limits: Limits, *, looked_up: bool, static: bool) -> int:
     """Return what a weight takes in memory, in all its copies; what is only looked up is not packed for a kernel."""
     footprint, storage = limits.footprint, operation.storage or "fp32"
     rows, cols = operation.shape
     copies, more_scales = (1, 0) if looked_up else (footprint.weight_copies, footprint.more_scales)
-    stored = storage_bytes(storage, rows, cols, limits.scale_bytes)
+    stored = artifact_bytes(storage, rows, cols, limits, static=static)
     if not isinstance(storage, Scheme):
         return max(stored, rows * cols * footprint.float_bytes) * copies
-    scales = rows * storage.groups(cols) * limits.scale_bytes
-    return stored * copies + scales * more_scales
+    written, cols = (storage, cols) if static else _written(storage, cols, limits)
+    return stored * copies + rows * written.groups(cols) * limits.scale_bytes * more_scales
 
 
 def _activation_bytes(decoder: Decoder, limits: Limits, context: int, number_bytes: int, *, fused: bool) -> int:

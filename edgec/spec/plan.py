@@ -151,6 +151,7 @@ def resolve(
             limits=limits,
             kv_cache=wanted.runtime.kv_cache,
             context=min(wanted.context_length, decoder.context_length),
+            static=static_matrices(decoder, _storage_of(decoder, wanted), wanted),
         )
 
     def fits(wanted: Profile) -> bool:

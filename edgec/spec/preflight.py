@@ -6,7 +6,7 @@ from edgec.backends.backend import Limits, get_backend
 from edgec.errors import PlanError
 from edgec.frontends.architecture import Decoder
 from edgec.quantize.scheme import Scheme
-from edgec.spec.memory import storage_bytes
+from edgec.spec.memory import artifact_bytes
 from edgec.spec.operation import Kernel, Operation, operations
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
@@ -89,7 +89,8 @@ def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits) -> Ro
         name = f"{operation.name}{size}"
         return Row(operation.block, name, kernel.name, moved, kernel.fallback, moved, kernel.caveat)
     rows, cols = operation.shape
-    stored = storage_bytes(operation.storage or "fp32", rows, cols, limits.scale_bytes)
+    static = plan.is_static(operation.matrix)
+    stored = artifact_bytes(operation.storage or "fp32", rows, cols, limits, static=static)
     read = stored if kernel.read_as is None else int(rows * cols * kernel.read_as)
     # A weight that is widened first is read, written and read again.
     extra = 0

@@ -7,7 +7,7 @@ import numpy as np
 
 from edgec.backends.backend import Limits
 from edgec.frontends.architecture import Decoder
-from edgec.spec.memory import other_numbers, storage_bytes, stored_matrices
+from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
 from edgec.spec.operation import operations
 from edgec.spec.plan import Plan
 from edgec.spec.preflight import preflight
@@ -22,7 +22,7 @@ def unit_sizes(decoder: Decoder, units: Sequence[Unit], candidates: Sequence[Can
     place = _places(units)
     for column, candidate in enumerate(candidates):
         for operation in stored_matrices(decoder, lambda _: "fp32"):
-            size = storage_bytes(candidate.storage, *operation.shape, limits.scale_bytes)
+            size = artifact_bytes(candidate.storage, *operation.shape, limits)
             table[place.get(operation.matrix, 0), column] += size
     return table
 

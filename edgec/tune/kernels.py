@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgec.backends.onnx_cpu import CONTRIB
-from edgec.backends.onnx_cpu.matmul import block_size
+from edgec.backends.onnx_cpu.kernels import block_size
 from edgec.calibrate.cache import cache_dir, key, load, save
 from edgec.measure.fingerprint import fingerprint
 from edgec.quantize.scheme import Scheme

@@ -4,18 +4,25 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 from random_models import save_random
 
-from edgec.backends.backend import backend_names, get_backend
+from edgec.backends.backend import Job, backend_names, get_backend
+from edgec.backends.tensorrt.compile import write_graph
 from edgec.build import build
 from edgec.checkpoint.open import open_checkpoint
 from edgec.errors import PlanError
+from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
+from edgec.graph.store import Store
+from edgec.quantize.scheme import Scheme
+from edgec.quantize.weights import quantize_weights
 from edgec.spec.load import load_profile, load_target
+from edgec.spec.memory import artifact_bytes, stored_matrices
 from edgec.spec.plan import resolve
 
 RESIDENT = Path(__file__).parents[2] / "bench" / "memory" / "resident.py"
@@ -64,6 +71,73 @@ def test_the_peak_lies_under_the_estimate_and_above_half_of_it(backend, profile,
     estimate, measured = map(int, done.stdout.splitlines()[-1].split("|")[5:7])
     assert estimate == plan.estimate.total_bytes >> 20
     assert estimate / 2 < measured < estimate
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """A model whose inputs are no whole number of groups of 128: 448 are seven blocks of 64, and 456 no blocks."""
+    folder = tmp_path_factory.mktemp("ragged")
+    sizes = {"hidden_size": 448, "intermediate_size": 456, "vocab_size": 1000}
+    save_random("llama", folder, tie_word_embeddings=True, **sizes)
+    return open_checkpoint(folder)
+
+
+def written_bytes(checkpoint, backend, storage, folder):
+    """Return the size of the file with the weights that a backend writes."""
+    plan, target = planned(checkpoint, backend, "int4", context=64), load_target("cpu")
+    model = emit(describe(checkpoint), checkpoint, checkpoint.read, 64)
+    folder.mkdir()
+    with Store(folder.with_suffix(".bin")) as store:
+        quantize_weights(model, lambda *_: storage, store, lambda _: None)
+    # TensorRT's own bytes are in engines; this is the graph that they are compiled from.
+    write = partial(write_graph, old=False) if backend == "tensorrt" else get_backend(backend).compile_decoder
+    write(Job(model, describe(checkpoint), plan, target, checkpoint.config, {}), folder, lambda _: None)
+    return max(path.stat().st_size for path in folder.iterdir() if path.suffix in (".data", ".bin"))
+
+
+INTEGERS = [
+    *(Scheme("int4", group) for group in (16, 32, 64, 128, 256, None)),
+    *(Scheme("int4", group, symmetric=False) for group in (64, 128, None)),
+    *(Scheme("int8", group) for group in (128, None)),
+]
+
+
+@pytest.mark.parametrize("backend", backend_names())
+def test_a_backend_writes_the_bytes_that_are_predicted(backend, ragged, tmp_path):
+    limits = get_backend(backend).LIMITS
+
+    def predicted(storage):
+        matrices = stored_matrices(describe(ragged), lambda _: storage)
+        return sum(artifact_bytes(storage, *operation.shape, limits) for operation in matrices)
+
+    # What is no matrix is the same in both.
+    floats = written_bytes(ragged, backend, "fp32", tmp_path / "fp32") - predicted("fp32")
+    for scheme in INTEGERS:
+        if scheme.symmetric or limits.zero_points:
+            size = written_bytes(ragged, backend, scheme, tmp_path / str(INTEGERS.index(scheme))) - floats
+            assert size == pytest.approx(predicted(scheme), rel=0.01), scheme
+
+
+def test_groups_that_are_written_in_the_same_blocks_need_the_same_memory(make_llama, tmp_path):
+    checkpoint = open_checkpoint(make_llama(tmp_path, hidden_size=192, intermediate_size=320))
+    base = load_profile("int4").weights
+
+    def weights(group):
+        changed = msgspec.structs.replace(base, group_size=group)
+        return need(checkpoint, "onnx_cpu", "int4", context=64, weights=changed).weight_bytes
+
+    assert weights(32) > weights(64) == weights(128) == weights(256)
+
+
+def test_repeated_scales_are_counted_where_they_are_written(make_llama, tmp_path):
+    checkpoint = open_checkpoint(make_llama(tmp_path, hidden_size=192, intermediate_size=320))
+    decoder, target = describe(checkpoint), load_target("cpu")
+    blocks, once = (
+        resolve(checkpoint, decoder, target, load_profile(profile), "onnx_cpu").estimate.weight_bytes
+        for profile in ("int8", "int8-static")
+    )
+    rows = 3 * (192 + 96 + 96 + 192 + 320 + 320)  # all but down, which is not static
+    assert blocks - once == 3 * 4 * rows * (192 // 64 - 1)  # float32 scales, three times in memory
 
 
 def test_float16_weights_are_float32_in_memory_on_cpus(checkpoint):

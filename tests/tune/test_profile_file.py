@@ -69,7 +69,7 @@ def test_sizes_and_traffic_are_those_of_the_plan(checkpoint):
     numbers = sum(rows * cols for rows, cols in (o.shape for o in stored_matrices(decoder, lambda _: "fp32")))
     labels = [candidate.label for candidate in offered]
     assert sizes[:, labels.index("fp16")].sum() == 2 * numbers
-    assert (sizes[:, labels.index("int4/32")] > sizes[:, labels.index("int4/128")]).all()
+    assert (sizes[:, labels.index("int4/32")] >= sizes[:, labels.index("int4/128")]).all()
     plan = resolve(checkpoint, decoder, target, load_profile("int4"), "onnx_cpu")
     moved, _, fallen = unit_traffic(decoder, plan, target, units, offered)
     assert (moved[:, labels.index("int4/32")] == sizes[:, labels.index("int4/32")]).all()
@@ -83,9 +83,26 @@ def test_candidates_are_what_target_and_backend_take():
     assert {c.weights.symmetric for c in candidates(profile="int4-asym")} == {True, False}
     with pytest.raises(PlanError, match="does not take fp8"):
         candidates(["fp8", "int8"])
-    for label in ("int5", "int4/33", "int4/x", "fp16/32", "nvfp4/32", "int4/mse", "int4/32/best"):
-        with pytest.raises(UsageError, match="is no storage"):
-            candidates([label])
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "int5", "int4/33", "int4/x", "fp16/32", "fp16/", "nvfp4/32", "int4/mse", "int4/32/best", "", "/", "int4/",
+        "int4//mse", "int4/32/", "int4/32/mse/x", "int4/\N{SUPERSCRIPT TWO}", "int4/" + "9" * 5000,
+    ],
+)  # fmt: skip
+def test_what_is_no_candidate(label):
+    with pytest.raises(UsageError, match="is no storage") as caught:
+        candidates([label])
+    assert "int()" not in str(caught.value)
+    assert "integer string" not in str(caught.value)
+
+
+def test_candidates_that_mean_the_same_count_once():
+    labels = ["int8", "int4/32", "int4/32/mse", "int4/32", "int8/channel", "int4/32/kquant"]
+    assert [candidate.label for candidate in candidates(labels)] == ["int8", "int4/32", "int4/32/kquant"]
+    assert [candidate.label for candidate in candidates(["int8/channel"])] == ["int8/channel"]
 
 
 def test_a_candidate_may_name_its_algorithm():
@@ -103,6 +120,8 @@ def test_a_candidate_may_name_its_algorithm():
         ("size", "90MB", 90e6, "90.00 MB"), ("size", "1.5 GiB", 1.5 * 2**30, "1610.61 MB"),
         ("latency", "12ms", 12, "12.00 ms"), ("latency", "0.5s", 500, "500.00 ms"),
         ("perplexity", "2%", 0.02, "2.00 %"), ("perplexity", ".03", 0.03, "3.00 %"),
+        ("perplexity", "0.0001%", 1e-6, "0.0001 %"), ("latency", "0.0012ms", 0.0012, "0.0012 ms"),
+        ("size", "20B", 20, "20 B"), ("size", "1.5KB", 1500, "1.5 KB"),
     ],
 )  # fmt: skip
 def test_budgets(kind, text, limit, shown):
@@ -111,7 +130,8 @@ def test_budgets(kind, text, limit, shown):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [("size", "90"), ("size", "-3MB"), ("latency", "fast"), ("perplexity", "0%")]
+    ("kind", "text"),
+    [("size", "90"), ("size", "-3MB"), ("latency", "fast"), ("perplexity", "0%"), ("perplexity", "2")],
 )
 def test_what_is_no_budget(kind, text):
     with pytest.raises(UsageError, match="is no budget"):
@@ -124,3 +144,13 @@ def test_bounds_of_a_profile_stay(checkpoint):
     tuned = tuned_profile(base, "x", "y", choice)
     assert tuned.layers == ()
     assert msgspec.structs.replace(tuned, name="int8", title=base.title, weights=base.weights, embedding=None) == base
+
+
+def test_static_activations_stay_where_a_matrix_takes_them(checkpoint, tmp_path):
+    decoder, base = describe(checkpoint), load_profile("int8-static")  # which skips mlp.down
+    narrow, wide = candidates(["int4/32", "int8"])
+    for static in ([], ["layers.1.mlp.down"], ["layers.1.mlp.down", "layers.0.mlp.gate+up"]):
+        choice = {unit: wide if unit.name in static else narrow for unit in units_of(decoder)}
+        plan = resolve(checkpoint, decoder, load_target("cpu"), tuned_profile(base, "x", "y", choice))
+        matrices = plan.static.matrices if plan.static else ()
+        assert matrices == (("layers.0.mlp.gate", "layers.0.mlp.up") if len(static) == 2 else ())

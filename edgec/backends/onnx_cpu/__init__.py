@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgec.backends.backend import Footprint, Limits
+from edgec.backends.onnx_cpu.kernels import block_size
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ PACKAGES: tuple[str, ...] = ()
 # cast of a float16 table its transpose is folded into a second table. MatMulNBits packs its codes anew, with scales and
 # sums of blocks beside the scales that are read. GroupQueryAttention writes no scores.
 LIMITS = Limits(
+    block_size=block_size,
     scale_bytes=4,
     activation_bytes=4,
     cache_bytes={"float": 4, "int8": 1},

@@ -11,6 +11,15 @@ from edgec.spec.target import Target
 _ACTIVATIONS = {0: "the runtime's choice of", 1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 _INT8_MATMULS = frozenset({"avx2", "avx512f", "asimddp"})
+# One scale per output is repeated for blocks: the largest size that adds no padding costs the least.
+_CHANNEL_BLOCKS = (128, 64, 32, 16)
+
+
+def block_size(scheme: Scheme, cols: int) -> int:
+    """Return the blocks in which kernels of integers and floats take rows of `cols` inputs."""
+    if scheme.group is None:
+        return next((size for size in _CHANNEL_BLOCKS if cols % size == 0), 32)
+    return scheme.whole_block(cols) or scheme.group
 
 
 def saturates(target: Target) -> bool:

@@ -1,7 +1,8 @@
 """Lower integer weights to ONNX Runtime's blocked kernels: MatMulNBits and GatherBlockQuantized.
 
 The integers stay what they are; signed codes are stored with an offset of half the range, which is what the kernels
-take for granted when no zero point is given.
+take for granted when no zero point is given. Groups that do not divide the inputs are written in smaller blocks that
+do, with their scales repeated; where there are no such blocks, rows are padded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.backends.onnx_cpu import CONTRIB
-from edgec.graph.rewrite import lazy, replace, users
+from edgec.backends.onnx_cpu.kernels import block_size
+from edgec.graph.rewrite import constant, lazy, replace, users
 from edgec.graph.rows import rows_note
 from edgec.graph.store import pack_nibbles
 from edgec.graph.tags import SAME_BYTES, WEIGHTS
 from edgec.graph.weights import StoredCodes, stored_codes
-from edgec.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Per-channel scales are repeated for blocks: the largest size that adds no padding costs the least.
-_CHANNEL_BLOCKS = (128, 64, 32, 16)
 
 
 def lower_matmuls(graph: ir.Graph, accuracy_level: int) -> None:
@@ -47,11 +45,6 @@ def _stored(value: ir.Value | None) -> StoredCodes | None:
     return stored_codes(node) if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def block_size(scheme: Scheme, cols: int) -> int:
-    """Return the kernel's block size for rows of `cols` inputs."""
-    return scheme.group or next((size for size in _CHANNEL_BLOCKS if cols % size == 0), 32)
-
-
 def _unsigned(stored: StoredCodes, padded_cols: int) -> NDArray[np.uint8]:
     """Return (rows, padded_cols) with the offset added, packed along the columns."""
     codes, scheme = stored.codes(), stored.scheme
@@ -62,16 +55,20 @@ def _unsigned(stored: StoredCodes, padded_cols: int) -> NDArray[np.uint8]:
     return packed.reshape(len(codes), -1)
 
 
-def _per_block(array: NDArray[Any], scheme: Scheme, blocks: int) -> NDArray[Any]:
-    return np.ascontiguousarray(array if scheme.group else np.repeat(array, blocks, axis=1))
+def _per_block(groups: NDArray[Any], stored: StoredCodes, width: int) -> NDArray[Any]:
+    """Return what each group has (rows, groups) for each of the blocks that it consists of; the last may have fewer."""
+    cols = stored.shape[1]
+    blocks = -(-cols // width)
+    repeats = (stored.scheme.group or blocks * width) // width
+    return np.ascontiguousarray(np.repeat(groups, repeats, axis=1)[:, :blocks])
 
 
-def _packed_zeros(stored: StoredCodes, blocks: int) -> NDArray[np.uint8]:
+def _packed_zeros(stored: StoredCodes, width: int) -> NDArray[np.uint8]:
     """Return (rows, ceil(blocks * bits / 8)): each row packed by itself."""
-    zeros = _per_block(stored.zero_points(), stored.scheme, blocks)
+    zeros = _per_block(stored.zero_points(), stored, width)
     if stored.scheme.bits == 8:
         return zeros
-    return pack_nibbles(np.pad(zeros, ((0, 0), (0, blocks % 2)))).reshape(len(zeros), -1)
+    return pack_nibbles(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))).reshape(len(zeros), -1)
 
 
 def _weight_inputs(graph: ir.Graph, stored: StoredCodes) -> tuple[list[ir.Value], int]:
@@ -82,11 +79,11 @@ def _weight_inputs(graph: ir.Graph, stored: StoredCodes) -> tuple[list[ir.Value]
     shape = (rows, blocks, width * scheme.bits // 8)
     parts: list[tuple[str, ir.DataType, tuple[int, ...], Callable[[], NDArray[Any]]]] = [
         (".nbits", ir.DataType.UINT8, shape, lambda: _unsigned(stored, blocks * width).reshape(shape)),
-        (".nbits_scales", ir.DataType.FLOAT, (rows, blocks), lambda: _per_block(stored.scales(), scheme, blocks)),
+        (".nbits_scales", ir.DataType.FLOAT, (rows, blocks), lambda: _per_block(stored.scales(), stored, width)),
     ]
     if not scheme.symmetric:
         packed = (rows, -(-blocks * scheme.bits // 8))
-        parts.append((".nbits_zeros", ir.DataType.UINT8, packed, lambda: _packed_zeros(stored, blocks)))
+        parts.append((".nbits_zeros", ir.DataType.UINT8, packed, lambda: _packed_zeros(stored, width)))
     values = [
         graph.initializers.get(name + suffix) or lazy(graph, name + suffix, dtype, part_shape, load)
         for suffix, dtype, part_shape, load in parts
@@ -130,12 +127,21 @@ def bias_add(node: ir.Node) -> ir.Node | None:
 def _gather(graph: ir.Graph, node: ir.Node, stored: StoredCodes) -> None:
     rows, cols = stored.shape
     (packed, *rest), width = _weight_inputs(graph, stored)
-    shape = (rows, -(-cols * stored.scheme.bits // 8))
+    padded = -(-cols // width) * width
+    shape = (rows, padded * stored.scheme.bits // 8)
     name = f"{stored.name}.table"
-    table = lazy(graph, name, ir.DataType.UINT8, shape, lambda: _unsigned(stored, cols + cols % 2))
+    table = lazy(graph, name, ir.DataType.UINT8, shape, lambda: _unsigned(stored, padded))
     table.metadata_props[WEIGHTS] = rows_note([(stored.name, rows)])
-    if cols % width == 0:
-        table.metadata_props[SAME_BYTES] = str(packed.name)
+    table.metadata_props[SAME_BYTES] = str(packed.name)
     attributes = {"bits": stored.scheme.bits, "block_size": width, "gather_axis": 0, "quantize_axis": 1}
     inputs = [table, node.inputs[1], *rest]
-    replace(graph, node, ir.node("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=node.name))
+    gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=node.name)
+    if padded == cols:
+        replace(graph, node, gather)
+        return
+    # The bytes of the output matrix, which are there once: what pads its rows is cut off.
+    gather.metadata_props.update(node.metadata_props)
+    gather.outputs[0].name = f"{name}.rows"
+    graph.insert_before(node, gather)
+    limits = [constant(graph, f"integers.{n}", np.array([n], np.int64)) for n in (0, cols, -1)]
+    replace(graph, node, ir.node("Slice", [gather.outputs[0], *limits], name=f"{node.name}.cut"))

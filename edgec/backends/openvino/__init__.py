@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgec.backends.backend import Footprint, Limits
+from edgec.backends.openvino.kernels import block_size
 from edgec.errors import require
 from edgec.spec.operation import Kernel, Operation
 
@@ -26,6 +27,7 @@ PACKAGES = ("openvino", "openvino-tokenizers")
 # twice: mapped from the file (float16 ones widened), and packed for the kernels. The cache grows by doubling, and what
 # its old buffers took is not always used again. After a prompt's first piece, attention writes the scores of all heads.
 LIMITS = Limits(
+    block_size=block_size,
     scale_bytes=2,
     activation_bytes=4,
     cache_bytes={"float": 2, "int8": 1.125},

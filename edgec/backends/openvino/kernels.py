@@ -15,9 +15,9 @@ _ACTIVATION_GROUP = 32
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 
 
-def whole_block(scheme: Scheme, cols: int) -> int | None:
-    """Return the blocks in which integers are written, where smaller ones than the groups avoid padding."""
-    return scheme.whole_block(cols, smallest=_ACTIVATION_GROUP)
+def block_size(scheme: Scheme, cols: int) -> int | None:
+    """Return the blocks in which integers are written, smaller than the groups where that avoids padding."""
+    return scheme.whole_block(cols, smallest=_ACTIVATION_GROUP) or scheme.group
 
 
 def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
@@ -78,7 +78,7 @@ def _matmul(operation: Operation, plan: Plan, target: Target) -> Kernel:
     if not _VNNI & set(target.isa):
         reason = "int8 activations need VNNI: this CPU keeps them in floating point"
         return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)
-    block = whole_block(storage, operation.size[0]) or storage.group
+    block = block_size(storage, operation.size[0])
     if block is not None and block % _ACTIVATION_GROUP:
         reason = f"int8 activations need groups of whole {_ACTIVATION_GROUP}s: they stay in floating point"
         return Kernel(f"{kernel}, floating-point activations", reason if plan.accuracy_level == 4 else None)

@@ -15,7 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from edgec.backends.openvino.kernels import whole_block
+from edgec.backends.openvino.kernels import block_size
 from edgec.graph.rows import rows_note
 from edgec.graph.store import Store, pack_nibbles
 from edgec.graph.weights import StoredCodes, stored_codes
@@ -72,7 +72,7 @@ class Weights:
     def _integers(self, pieces: Sequence[StoredCodes]) -> tuple[ov.Node, int]:
         scheme, cols = pieces[0].scheme, pieces[0].shape[1]
         rows = sum(piece.shape[0] for piece in pieces)
-        width = whole_block(scheme, cols) or scheme.group or cols
+        width = block_size(scheme, cols) or cols
         groups = -(-cols // width)
         repeat = (scheme.group or cols) // width
         padding = groups * width - cols

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgec.backends.backend import Footprint, Limits
+from edgec.backends.tensorrt.kernels import block_size
 from edgec.errors import require
 from edgec.spec.operation import Kernel, Operation
 
@@ -30,6 +31,7 @@ PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 # engine; the rest is a guess of what a CUDA context and TensorRT's libraries take. A Jetson, with one memory for all,
 # has the engine's file there once more while it loads, and needs more than this to build it.
 LIMITS = Limits(
+    block_size=block_size,
     scale_bytes=2,
     activation_bytes=2,
     cache_bytes={"float": 2, "int8": 1},

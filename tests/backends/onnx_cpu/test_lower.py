@@ -6,16 +6,20 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from random_models import save_random
 
+from edgec.backends.onnx_cpu.codes import read_codes
+from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.logits import last_logits_only
 from edgec.backends.onnx_cpu.lower import lower
 from edgec.checkpoint.open import open_checkpoint
+from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import stream
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.store import Store, unpack_nibbles
 from edgec.graph.weights import stored_codes
-from edgec.graph.write import write_weights
+from edgec.graph.write import DATA_FILE, write_weights
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.weights import quantize_weights
 
@@ -26,6 +30,7 @@ STORAGES = [
     Scheme("int4", None),
     Scheme("int4", 32, symmetric=False),
     Scheme("int4", 64, symmetric=False),
+    Scheme("int4", 128, symmetric=False),
     Scheme("int4", None, symmetric=False),
     Scheme("int8", None),
     Scheme("int8", 32),
@@ -133,6 +138,69 @@ def test_tied_weights_are_written_once(llama, tmp_path):
     head = next(n for n in lowered.graph if n.name == "lm_head").inputs[1].name
     tied = "lm_head" not in head
     assert (places[head] == table) is tied
+
+
+def written(model, folder):
+    """Write what `model` is lowered to for exact mode; return the folder."""
+    folder.mkdir()
+    lowered = lower(model, accuracy_level=1)
+    write_weights(lowered, folder, lambda _: None)
+    ir.save(lowered, folder / ALL_LOGITS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ragged(make_llama, tmp_path_factory):
+    """A model whose inputs, 192 and 320, are whole blocks of 64 but not of 128."""
+    folder = tmp_path_factory.mktemp("ragged") / "llama"
+    return make_llama(folder, hidden_size=192, intermediate_size=320, vocab_size=500)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_larger_groups_never_make_a_larger_artifact(ragged, symmetric, tmp_path):
+    sizes = []
+    for group in (16, 32, 64, 128, 256):
+        model = canonical(ragged, Scheme("int4", group, symmetric), tmp_path / f"{group}.bin")
+        sizes.append((written(model, tmp_path / str(group)) / DATA_FILE).stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[2] == sizes[3] == sizes[4]  # all in blocks of 64
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_a_group_that_does_not_divide_the_inputs_is_written_in_smaller_blocks(ragged, dtype, symmetric, tmp_path):
+    model = canonical(ragged, Scheme(dtype, 128, symmetric), tmp_path / "weights.bin")
+    folder = written(model, tmp_path / "artifact")
+    nodes = [n for n in ir.load(folder / ALL_LOGITS_FILE).graph if n.domain == "com.microsoft"]
+    widths = {n.attributes["block_size"].as_int() for n in nodes if "block_size" in n.attributes}
+    assert widths == {64}
+    assert check_integers(model, read_codes(folder)).different == ()
+    ids = np.random.default_rng(0).integers(0, 300, (1, 40))
+    reference = stream(model, tmp_path)
+    expected = np.concatenate(list(reference.logits(reference.hidden(ids))))
+    found, _ = run(folder / ALL_LOGITS_FILE, ids, dim=48)
+    assert np.abs(found - expected).max() < 2e-5 * expected.std()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "scheme", [Scheme("int4", 32), Scheme("int4", 32, symmetric=False), Scheme("int8", None)], ids=str
+)
+def test_a_table_that_no_block_divides_is_padded_and_written_once(scheme, tied, tmp_path):
+    save_random("qwen3", tmp_path / "source", hidden_size=72, max_position_embeddings=128, tie_word_embeddings=tied)
+    model = canonical(tmp_path / "source", scheme, tmp_path / "weights.bin")
+    folder = written(model, tmp_path / "artifact")
+    graph = ir.load(folder / ALL_LOGITS_FILE).graph
+    head = next(n for n in graph if n.name == "lm_head").inputs[1].const_value
+    table = next(n for n in graph if n.op_type == "GatherBlockQuantized").inputs[0].const_value
+    assert (table.offset == head.offset) is tied
+    assert table.length == head.length == 97 * 96 * scheme.bits // 8
+    assert check_integers(model, read_codes(folder)).different == ()
+    ids = np.random.default_rng(0).integers(0, 97, (1, 40))
+    reference = stream(model, tmp_path)
+    expected = np.concatenate(list(reference.logits(reference.hidden(ids))))
+    found, _ = run(folder / ALL_LOGITS_FILE, ids)
+    assert np.abs(found - expected).max() < 2e-5 * expected.std()
 
 
 def test_lowering_leaves_the_canonical_graph_alone(tiny_llama, tmp_path):
