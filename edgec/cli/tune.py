@@ -1,14 +1,16 @@
 """`edgec tune`: choose the precision of each layer for a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgec.cli._console import json_option, print_json, print_table, progress, say
 from edgec.cli.plan import plan_options, resolve_plan
-from edgec.errors import OutputError, UsageError, require
+from edgec.errors import OutputError, RegressionError, UsageError, require
 
 if TYPE_CHECKING:
     from edgec.tune.budget import Budget
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     "int4/128,int8,fp16]",
 )
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Of text for each unit.")
-@click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search algorithm, zero points and groups too.")
+@click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search zero points, groups and algorithm too.")
 @click.option("--trials", type=click.IntRange(min=1), default=16, show_default=True, help="Of the search.")
 @click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure the result on.")
 @json_option
@@ -57,8 +59,12 @@ def command(
     How much quantizing each group of matrices alone changes the model's predictions is measured, layer by layer, on
     the profile's calibration text; the best mixture inside the budget is solved for exactly, and measured as a whole.
     Beside FILE.toml, FILE.md says why each layer is stored as it is, and FILE.png shows the best mixtures of all
-    budgets. What was measured is kept in the cache ($EDGEC_CACHE): after an interruption the work goes on. Exit code 4
-    means that the budget is impossible.
+    budgets. What was measured is kept in the cache ($EDGEC_CACHE): after an interruption the work goes on.
+
+    Algorithms that need more than one matrix (gptq, autoround) are measured as mse, and a search leaves them alone.
+    Growth of perplexity is bounded by its upper end: 1.645 standard errors above what was measured (95 %).
+
+    Exit code 4 means that the budget is impossible, 1 that perplexity grows by more on the text of --eval-text.
     """
     budget = _budget(max_size, max_latency, max_ppl_increase)
     _check_out(out)
@@ -82,7 +88,7 @@ def command(
         no_fallback=no_fallback,
         search=search,
         trials=trials,
-        evaluation=corpus.windows,
+        evaluation=corpus,
     )
     with progress() as bar:
 
@@ -97,6 +103,7 @@ def command(
     else:
         _show(task, tuned, corpus.name)
         say(f"profile: {files[0]}; reasons: {files[1]}; picture: {files[2]}")
+    _check_growth(task, tuned, corpus.name)
 
 
 def _budget(size: str | None, latency: str | None, perplexity: str | None) -> "Budget":
@@ -118,6 +125,24 @@ def _check_out(out: Path) -> None:
     for path in (out, out.with_suffix(".md"), out.with_suffix(".png")):
         if path.exists():
             raise OutputError(f"'{path}' exists already", hint="choose another name with --out, or remove it first")
+    with _beside(out):
+        pass
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """Yield a folder on the disk of `out`, so that what is written there can be renamed.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    try:
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write '{out}': {error.strerror or error}", hint="choose another place with --out"
+        ) from error
 
 
 def _write(task: "Task", tuned: "Tuned", out: Path, text: str) -> tuple[Path, Path, Path]:
@@ -125,19 +150,24 @@ def _write(task: "Task", tuned: "Tuned", out: Path, text: str) -> tuple[Path, Pa
     from edgec.tune.pareto import draw
     from edgec.tune.profile_file import to_toml
 
-    page, picture = out.with_suffix(".md"), out.with_suffix(".png")
+    files = out, out.with_suffix(".md"), out.with_suffix(".png")
+    page, picture = files[1:]
     axis = ("ms for a token", 1.0) if task.budget.kind == "latency" else ("size of the artifact, MB", 1e6)
-    draw(picture, tuned.mixtures, tuned.alike, tuned.chosen, axis)
     remarks = [*tuned.remarks, *_evaluated(tuned, text)]
     points = tuned.mixtures, tuned.alike
     title = f"{task.checkpoint.path.name}: {tuned.profile.title}"
-    page.write_text(markdown(title, tuned.problem, tuned.found, task.budget, points, remarks, picture.name))
+    why = markdown(title, tuned.problem, tuned.found, task.budget, points, remarks, picture.name)
     comments = [
         f"Written by `edgec tune`; {page.name} says why.",
         *(f"{a}: {b}" for a, b in summary(tuned.found, task.budget)),
     ]
-    out.write_text(to_toml(tuned.profile, comments))
-    return out, page, picture
+    with _beside(out) as folder:
+        draw(folder / picture.name, tuned.mixtures, tuned.alike, tuned.chosen, axis)
+        (folder / page.name).write_text(why, encoding="utf-8")
+        (folder / out.name).write_text(to_toml(tuned.profile, comments), encoding="utf-8")
+        for path in reversed(files):
+            (folder / path.name).replace(path)
+    return files
 
 
 def _evaluated(tuned: "Tuned", text: str) -> list[str]:
@@ -150,6 +180,21 @@ def _evaluated(tuned: "Tuned", text: str) -> list[str]:
         f"times the source's, the same most likely token for {100 * found.top1_agreement:.2f} %"
     )
     return [words]
+
+
+def _check_growth(task: "Task", tuned: "Tuned", text: str) -> None:
+    from edgec.tune.budget import show
+
+    if task.budget.kind != "perplexity" or tuned.evaluation is None:
+        return
+    growth = tuned.evaluation.perplexity_ratio - 1
+    if not growth <= task.budget.limit:
+        raise RegressionError(
+            f"the profile was written, but on {text} perplexity grows by {show('perplexity', growth)}, by more than "
+            f"{task.budget}",
+            where=tuned.profile.name,
+            hint="ask for less, calibrate on text that is more like it, or give --eval-text",
+        )
 
 
 def _show(task: "Task", tuned: "Tuned", text: str) -> None:
@@ -176,5 +221,6 @@ def _result(tuned: "Tuned", files: tuple[Path, ...]) -> dict[str, Any]:
         "mixtures": [{"cost": point.cost, "kl": point.kl} for point in tuned.mixtures],
         "alike": [{"label": point.label, "cost": point.cost, "kl": point.kl} for point in tuned.alike],
         "evaluation": tuned.evaluation,
+        "outside": tuned.outside,
         "remarks": tuned.remarks,
     }

@@ -116,15 +116,21 @@ def broken_bounds(integers: Integers, exact: Exact, shipped: Divergence, bounds:
             f"exact mode: logits differ from the canonical graph by {exact.relative_error:.2e} standard deviations "
             f"(allowed {exact.bound:.0e})"
         )
+    return (*found, *broken_quality(shipped, bounds))
+
+
+def broken_quality(found: Divergence, bounds: Verify) -> tuple[str, ...]:
+    """Return a sentence for each bound on quality that is broken; a NaN breaks each."""
     checks = (
-        ("perplexity ratio", shipped.perplexity_ratio, bounds.max_perplexity_ratio, 1),
-        ("mean KL divergence", shipped.mean_kl, bounds.max_mean_kl, 1),
-        ("top-1 agreement", shipped.top1_agreement, bounds.min_top1_agreement, -1),
+        ("perplexity ratio", found.perplexity_ratio, bounds.max_perplexity_ratio, 1),
+        ("mean KL divergence", found.mean_kl, bounds.max_mean_kl, 1),
+        ("top-1 agreement", found.top1_agreement, bounds.min_top1_agreement, -1),
     )
-    for name, value, bound, sign in checks:
-        if not sign * value <= sign * bound:  # a NaN breaks its bound
-            found.append(f"{name} is {value:.4f} (allowed {'at most' if sign > 0 else 'at least'} {bound:g})")
-    return tuple(found)
+    return tuple(
+        f"{name} is {value:.4f} (allowed {'at most' if sign > 0 else 'at least'} {bound:g})"
+        for name, value, bound, sign in checks
+        if not sign * value <= sign * bound
+    )
 
 
 def blame(source: Streamed, quantized: Sequence[Block], windows: Ids, tick: Tick) -> tuple[Blame, ...]:

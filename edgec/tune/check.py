@@ -1,6 +1,6 @@
 """Measure a whole mixture: what its graph predicts, how large its artifact is, and how fast here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from edgec.calibrate.stats import Stats
 from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.errors import MissingRuntimeError
 from edgec.evaluate.divergence import Divergence
-from edgec.evaluate.streamed import Streamed, stream
+from edgec.evaluate.streamed import stream
 from edgec.evaluate.verify import compare_graphs
 from edgec.frontends.architecture import Decoder
 from edgec.frontends.decoder import emit
@@ -25,6 +25,8 @@ from edgec.graph.weights import Codes, float_weights, load, matrix_name
 from edgec.measure.latency import measure_decoder
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
+from edgec.quantize.transforms import ROTATION
+from edgec.quantize.transforms.quarot import rotate
 from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.plan import Plan, resolve
 from edgec.spec.profile import Profile
@@ -59,7 +61,7 @@ class Checker:
         decoder: its description.
         target: the device.
         backend: of the target.
-        stats: the inputs of each weight, by its name.
+        stats: the inputs of each weight, by its name; of the rotated model where profiles rotate it.
         windows: token ids (n, tokens).
         folder: for weights and artifacts, one at a time.
     """
@@ -76,11 +78,11 @@ class Checker:
     ) -> None:
         self.checkpoint, self.decoder, self.target, self.backend = checkpoint, decoder, target, backend
         self.stats, self.windows, self.folder = stats, windows, folder
-        self.source = self._emit()
+        self.source = stream(emit_turned(decoder, checkpoint, windows.shape[1], ()), folder)
         self.hidden = self.source.hidden(windows)
 
     def measure(self, profile: Profile, *, artifact: bool = False, latency: bool = False) -> Measured:
-        """Measure a profile's mixture.
+        """Measure a profile's mixture, of the rotated model where the profile says so; it is not scaled.
 
         Args:
             profile: what to measure; algorithms that need more than the importance of inputs are replaced by `mse`.
@@ -90,7 +92,7 @@ class Checker:
         with TemporaryDirectory(dir=self.folder) as scratch, Store(Path(scratch) / "weights.bin") as store:
             folder = Path(scratch)
             plan = resolve(self.checkpoint, self.decoder, self.target, profile, self.backend)
-            model = emit(self.decoder, self.checkpoint, self._read, plan.context_length)
+            model = emit_turned(self.decoder, self.checkpoint, plan.context_length, plan.transforms)
             known = self._codes(model, plan)
             quantize_weights(model, lambda value, _: plan.storage_of(matrix_name(value)), store, _ignore, known)
             divergence = compare_graphs(self.source, stream(model, folder), self.windows, self.hidden)
@@ -128,12 +130,11 @@ class Checker:
         # Whatever else a machine does makes it slower: the quietest repeat is nearest to the truth.
         return min(median(repeat) for repeat in samples)
 
-    def _emit(self) -> Streamed:
-        length = self.windows.shape[1]
-        return stream(emit(self.decoder, self.checkpoint, self._read, length), self.folder)
 
-    def _read(self, name: str) -> NDArray[np.generic]:
-        return read_finite(self.checkpoint, name)
+def emit_turned(decoder: Decoder, checkpoint: Checkpoint, context: int, transforms: Sequence[str]) -> ir.Model:
+    """Return the float graph for so many tokens, rotated if the transforms of a profile say so."""
+    model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), context)
+    return rotate(model, decoder) if ROTATION in transforms else model
 
 
 def _ignore(_: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from edgec.tune.budget import Budget, show
+from edgec.tune.budget import Budget, digits, show
 from edgec.tune.pareto import Point
 from edgec.tune.problem import Problem, base_candidate
 from edgec.tune.run import Found, Round
@@ -38,15 +38,19 @@ def summary(found: Found, budget: Budget) -> list[tuple[str, str]]:
     """Return what was measured of the chosen mixture."""
     best = found.round
     divergence = best.divergence
-    ratio = divergence.mean_kl / best.predicted_kl if best.predicted_kl > 0 else float("nan")
+    sums = f"{best.predicted_kl:.5f} nats"
+    if best.predicted_kl > 0:
+        sums += f"; the whole has {divergence.mean_kl / best.predicted_kl:.2f} times that"
+    rounds = f"{len(found.rounds)} round{'s' if len(found.rounds) > 1 else ''}"
+    measured = "measured, upper end (95 %)" if budget.kind == "perplexity" else "measured"
     rows = [
         ("budget", f"{budget.kind} {budget}"),
-        ("measured", f"{show(budget.kind, best.measured)} (predicted {show(budget.kind, best.predicted)})"),
+        (measured, f"{show(budget.kind, best.measured)} (predicted {show(budget.kind, best.predicted)})"),
         ("KL divergence", f"{divergence.mean_kl:.5f} +- {divergence.mean_kl_se:.5f} nats"),
-        ("sum of single KLs", f"{best.predicted_kl:.5f} nats; the whole has {ratio:.2f} times that"),
+        ("sum of single KLs", sums),
         ("perplexity", f"{divergence.perplexity_ratio:.4f} +- {divergence.perplexity_ratio_se:.4f} times the source's"),
         ("top-1 agreement", f"{100 * divergence.top1_agreement:.2f} %"),
-        ("solver", f"within {100 * best.gap:.4f} % of the best choice, {len(found.rounds)} rounds"),
+        ("solver", f"within {100 * best.gap:.4f} % of the best choice, {rounds}"),
     ]
     if best.size_bytes is not None and budget.kind != "size":
         rows.append(("size", show("size", best.size_bytes)))
@@ -89,7 +93,7 @@ def markdown(
     unit = "ms" if budget.kind == "latency" else "MB"
     scale = 1.0 if budget.kind == "latency" else 1e6
     front = [
-        (f"{p.cost / scale:.2f}", f"{p.kl:.5f}", p.label) for p in sorted((*mixtures, *alike), key=lambda p: p.cost)
+        (digits(p.cost / scale), f"{p.kl:.5f}", p.label) for p in sorted((*mixtures, *alike), key=lambda p: p.cost)
     ]
     columns = {candidate: column for column, candidate in enumerate(problem.candidates)}
     layers = [
@@ -122,7 +126,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def compared(problem: Problem, found: Found, alike: Sequence[Point]) -> Point | None:
-    """Return the best way to store all units alike that costs no more than what was chosen."""
+    """Return the best way to store all units alike that costs no more than what was chosen, if that is another one."""
+    if len(set(found.choice.tolist())) == 1:
+        return None
     most = total(problem.costs, found.choice) + found.fixed
     fitting = [point for point in alike if point.cost <= most]
     return min(fitting, key=lambda point: point.kl, default=None)

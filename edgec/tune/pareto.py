@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,10 @@ from edgec.errors import require
 from edgec.tune.solve import Table, minimise, total
 
 _POINTS = 20
+# Half of a mark, in pixels.
+_MARK = 4
+# Where a label may be, in points from its mark, the best place first.
+_OFFSETS = [(side * right, up) for right in (7, 14, 21) for up in (0, 9, -9, 18, -18) for side in (1, -1)]
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,33 @@ def draw(path: Path, mixtures: Sequence[Point], alike: Sequence[Point], chosen: 
 
     axes.plot(*places(mixtures), "o-", color="#1f6fb2", markersize=4, label="best mixtures")
     axes.plot(*places(alike), "s", color="#888888", label="all units alike")
-    for point, x, y in zip(alike, *places(alike), strict=True):
-        axes.annotate(
-            point.label, (x, y), textcoords="offset points", xytext=(6, 0), va="center", fontsize=8, color="#555555"
-        )
     axes.plot(*places([chosen]), "*", color="#d1495b", markersize=16, label="chosen")
     axes.set_yscale("log")
     axes.margins(x=0.08)
     axes.set_xlabel(name)
     axes.set_ylabel("sum of KL divergences, nats")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend()
+    axes.legend(loc="upper right")
+    figure.draw_without_rendering()  # lays the axes out
+    labels = [(point.label, x, y) for point, x, y in zip(alike, *places(alike), strict=True)]
+    _label(axes, labels, list(zip(*places([*mixtures, chosen]), strict=True)))
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _label(axes: Any, labels: Sequence[tuple[str, float, float]], others: Sequence[tuple[float, float]]) -> None:
+    """Write labels beside their points, where they lie on no other label and on no point."""
+    from matplotlib.transforms import Bbox
+
+    points = axes.transData.transform([*((x, y) for _, x, y in labels), *others])
+    taken = [Bbox.from_bounds(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y in points]
+    for label, x, y in labels:
+        text = axes.annotate(
+            label, (x, y), (0, 0), textcoords="offset points", va="center", fontsize=8, color="#555555"
+        )
+        for right, up in _OFFSETS:
+            text.set(position=(right, up), horizontalalignment="left" if right > 0 else "right")
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)

@@ -119,11 +119,13 @@ def measure_kl(
     windows: Ids,
     problem: Problem,
     tick: Callable[[str], object],
+    *,
+    rotated: bool = False,
 ) -> tuple[Problem, Mapping[str, Stats]]:
     """Return the problem with the KL of each unit and candidate, and the statistics of the inputs of all weights.
 
     What was measured before is read from the cache, and each layer's results are written there when it is done. Floats
-    are taken to lose nothing.
+    are taken to lose nothing. `rotated` says whether `model` is the checkpoint's or a rotated one.
     """
     base = key(
         __version__,
@@ -131,7 +133,7 @@ def measure_kl(
         code_key("tune"),
         msgspec.json.encode(checkpoint.fingerprint(), order="sorted"),
         windows.tobytes(),
-        str(windows.shape),
+        str((windows.shape, rotated)),
     )
     folder = cache_dir() / "sensitivity" / base
     table = problem.kl.copy()

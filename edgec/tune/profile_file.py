@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from edgec.spec.profile import LayerWeights, Profile
+from edgec.quantize.scheme import Scheme
+from edgec.spec.layers import matching
+from edgec.spec.profile import Activations, LayerWeights, Profile
 from edgec.tune.units import EMBEDDING, Candidate, Unit
 
 
@@ -19,6 +21,8 @@ def tuned_profile(
     reasons: Mapping[Unit, str] | None = None,
 ) -> Profile:
     """Return `base` with the chosen storage: the most frequent one as `weights`, the others as `layers`.
+
+    Static activations stay only where some matrix takes them.
 
     Args:
         base: gives everything else.
@@ -43,8 +47,27 @@ def tuned_profile(
         if candidate != most
     )
     return msgspec.structs.replace(
-        base, name=name, title=title, weights=most.weights, embedding=embedding.weights, layers=overrides
+        base,
+        name=name,
+        title=title,
+        weights=most.weights,
+        embedding=embedding.weights,
+        layers=overrides,
+        activations=_activations(base, layers),
     )
+
+
+def _activations(base: Profile, layers: Mapping[Unit, Candidate]) -> Activations | None:
+    wanted = base.activations
+    if wanted is None or wanted.mode != "static":
+        return wanted
+    names = [matrix for unit in layers for matrix in unit.matrices]
+    where = f"profile '{base.name}': activations.skip"
+    skipped = {name for pattern in wanted.skip for name in matching(pattern, names, where)}
+    # What reads the same input is one unit, and is skipped together.
+    storages = [c.storage for unit, c in layers.items() if skipped.isdisjoint(unit.matrices)]
+    taken = any(isinstance(storage, Scheme) and storage.multiplies_int8 for storage in storages)
+    return wanted if taken else None
 
 
 def to_toml(profile: Profile, comments: Sequence[str] = ()) -> str:

@@ -23,6 +23,8 @@ ROUNDS = 5
 _CLOSE = 0.98
 # What the sum of KL divergences may be, over the logarithm of the growth of perplexity that is allowed.
 _MOST_KL = 2.0
+# Standard errors from a mean to the upper end of what it may be, with a probability of 95 %.
+_ONE_SIDED = 1.645
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -31,7 +33,7 @@ class Round(msgspec.Struct, frozen=True):
     Args:
         predicted_kl: the sum over units, nats.
         predicted: of the budget's quantity: bytes, ms, or the share by which perplexity grows.
-        measured: the same, measured.
+        measured: the same, measured; of perplexity the upper end, with a probability of 95 %.
         divergence: of the whole mixture's graph from the float model, on text for checking.
         size_bytes: of the artifact.
         gap: how far the solver may be from the best choice, as a share.
@@ -89,12 +91,26 @@ def find(problem: Problem, budget: Budget, check: Check) -> Found:
         done = measure(solution)
         if done.fits and done.measured >= _CLOSE * budget.limit:
             break
-    if tuple(least.choice) not in found and not any(each.round.fits for each in found.values()):
-        measure(least)
+    for choice in (least.choice, *_alike(limits)):
+        if any(each.round.fits for each in found.values()):
+            break
+        # Where the sums were right so far, what they call dearer is.
+        wrong = any(each.round.measured != each.round.predicted for each in found.values())
+        if tuple(choice) not in found and (wrong or choice is least.choice):
+            measure(Solution(choice, 0.0))
     fitting = [each for each in found.values() if each.round.fits]
     if not fitting:
         raise _impossible(budget, min(each.round.measured for each in found.values()))
     return replace(min(fitting, key=limits.rank), rounds=tuple(each.round for each in found.values()))
+
+
+def _alike(limits: "_Cost | _Perplexity") -> list[Choice]:
+    """Return the choices that store all units alike and may be inside the bound, the cheapest by their sum first."""
+    units, candidates = limits.limited.shape
+    choices = [np.full(units, column) for column in range(candidates)]
+    sums = [total(np.where(np.isfinite(limits.objective), limits.limited, np.inf), choice) for choice in choices]
+    order = sorted(range(candidates), key=lambda column: sums[column])
+    return [choices[column] for column in order if np.isfinite(sums[column]) and sums[column] <= limits.most]
 
 
 def as_round(problem: Problem, budget: Budget, choice: Choice, measured: Measured, before: Found) -> Round:
@@ -122,12 +138,16 @@ def _round(
 
 
 class _Cost:
-    """A bound on size or latency: the sum of what was chosen, and what no choice changes, which is learnt."""
+    """A bound on size or latency: the sum of what was chosen, and what no choice changes, which is learnt.
+
+    No artifact is smaller than its matrices, so `most`, what a sum may be, is the bound; times are no such thing.
+    """
 
     def __init__(self, problem: Problem, bound: float) -> None:
         self.is_size, self.bound = problem.latency is None, bound
         self.objective, self.limited = problem.kl, problem.costs
         self.fixed = problem.fixed_size if self.is_size else problem.fixed_latency
+        self.most = bound if self.is_size else math.inf
 
     @property
     def limit(self) -> float:
@@ -148,25 +168,31 @@ class _Cost:
 
 
 class _Perplexity:
-    """A bound on the growth of perplexity, whose logarithm is about the sum of KL divergences: the factor is learnt."""
+    """A bound on the growth of perplexity, whose logarithm is about the sum of KL divergences: the factor is learnt.
+
+    Growth is measured on little text. What is compared with the bound is its upper end, 1.645 standard errors above
+    the mean: one-sided, with a probability of 95 %.
+    """
 
     def __init__(self, problem: Problem, bound: float) -> None:
         self.objective = np.where(np.isfinite(problem.kl), problem.size, np.inf)
         self.limited, self.fixed = problem.kl, problem.fixed_size
         self.wanted = self.limit = math.log1p(bound)
+        self.most = _MOST_KL * self.wanted
 
     def predicted(self, choice: Choice) -> float:
         return math.expm1(total(self.limited, choice) * self.wanted / self.limit)
 
     def value(self, measured: Measured) -> float:
-        return measured.divergence.perplexity_ratio - 1
+        found = measured.divergence
+        return found.perplexity_ratio + _ONE_SIDED * found.perplexity_ratio_se - 1
 
     def learn(self, choice: Choice, measured: Measured, done: Round) -> None:
         if measured.size_bytes is not None:
             self.fixed = measured.size_bytes - total(self.objective, choice)
         # Perplexity may even fall, by noise or on a text that is not the model's own, where KL only grows.
         factor = total(self.limited, choice) / max(math.log1p(done.measured), 1e-9)
-        self.limit = min(max(self.wanted * factor, self.limit / 4), _MOST_KL * self.wanted)
+        self.limit = min(max(self.wanted * factor, self.limit / 4), self.most)
 
     def rank(self, found: Found) -> float:
         return total(self.objective, found.choice)

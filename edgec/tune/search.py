@@ -12,13 +12,17 @@ Space = Mapping[str, Sequence[str]]
 Setting = dict[str, str]
 Method = Literal["grid", "bayes"]
 
+# What Optuna raises for lines that are no JSON, or that say something else than its own.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+
 
 def search(
     method: Method, space: Space, evaluate: Callable[[Setting], float], journal: Path, *, trials: int, seed: int = 0
 ) -> list[tuple[float, Setting]]:
     """Return (value, setting) of each trial, the smallest value first.
 
-    A search that was interrupted goes on where it was: its trials are in `journal`.
+    A search that was interrupted goes on where it was: its trials are in `journal`. One that
+    cannot be read begins anew.
 
     Args:
         method: every setting in a random order, or those that the best ones so far speak for (TPE).
@@ -40,8 +44,16 @@ def search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(storage=storage, study_name=method, load_if_exists=True)
+
+    def begin() -> Any:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(storage=storage, study_name=method, load_if_exists=True)
+
+    try:
+        study = begin()
+    except _UNREADABLE:
+        journal.unlink()
+        study = begin()
     state = optuna.trial.TrialState
     finished = [trial.params for trial in study.trials if trial.state == state.COMPLETE]
     waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if trial.state == state.WAITING]

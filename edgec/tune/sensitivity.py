@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgec.calibrate.flow import Flow, measure
 from edgec.calibrate.stats import Stats
 from edgec.graph.blocks import cut
+from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.matrix import Matrix, by_input, matrices
@@ -45,7 +46,7 @@ class Sensitivity:
     """Measures variants of one model on one text.
 
     Args:
-        model: a canonical float graph.
+        model: a canonical float graph, rotated or not; the matrix that a rotation adds stays as it is.
         windows: token ids (n, tokens); each row is a context of its own.
     """
 
@@ -133,7 +134,7 @@ class Sensitivity:
                 dequantized(matrix.turn(weights[matrix.weight]), storage, self.stats.get(matrix.weight))
             )
             for matrix in members
-            if matrix.node in wanted or not wanted
+            if matrix.node in wanted or (not wanted and matrix.node != HEAD_ROTATION)
         }
 
     def _run(self, flow: Flow, first: int) -> Flow:

@@ -17,7 +17,7 @@ from edgec.tune.problem import Problem
 from edgec.tune.profile_file import tuned_profile
 from edgec.tune.search import Setting, Space
 from edgec.tune.solve import minimise
-from edgec.tune.units import EMBEDDING, Candidate, Unit, candidates_of, cheap
+from edgec.tune.units import EMBEDDING, Candidate, Unit, candidate, cheap
 
 _ANY = "any"
 
@@ -40,13 +40,19 @@ class Settings:
     check: Checker
     most: float
 
+    @property
+    def kept_algorithm(self) -> str | None:
+        """The base's algorithm, if it needs more than what is known here: trials cannot tell what it is worth."""
+        weights = self.base.weights
+        return weights.algorithm if weights.dtype == "int4" and cheap(weights.storage()) != weights.storage() else None
+
     def space(self) -> Space:
         """Return what may be set, and to what."""
-        labels = [candidate.label for candidate in self.problem.candidates]
+        labels = [one.label for one in self.problem.candidates]
         narrow = [label for label in labels if label.startswith("int4")]
         zero_points = get_backend(self.check.backend).LIMITS.zero_points and self.problem.latency is None
         return {
-            "algorithm": _algorithms(),
+            "algorithm": [self.kept_algorithm] if self.kept_algorithm else _algorithms(),
             "zero points": ["no", "yes"] if zero_points else ["no"],
             "int4 groups": [_ANY, *narrow] if len(narrow) > 1 else [_ANY],
             "embedding": [_ANY, *labels],
@@ -57,9 +63,8 @@ class Settings:
         symmetric = setting["zero points"] == "no"
         weights = Weights(dtype="int4", group_size=32, symmetric=symmetric, algorithm=setting["algorithm"])
         profile = msgspec.structs.replace(self.base, weights=weights)
-        labels = [candidate.label for candidate in self.problem.candidates]
         limits = get_backend(self.check.backend).LIMITS
-        candidates = candidates_of(labels, profile, self.check.target, limits)
+        candidates = [candidate(one.label, weights) for one in self.problem.candidates]
         size = unit_sizes(self.check.decoder, self.problem.units, candidates, limits)
         problem = replace(self.problem, candidates=candidates, size=size).only(_allowed(setting))
         solution = minimise(problem.kl, problem.costs, self.most)

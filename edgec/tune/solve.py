@@ -86,7 +86,7 @@ def _worse(objective: Table, limited: Table, price: float) -> Table:
 
 def _relaxed(objective: Table, limited: Table, limit: float) -> tuple[float, float, Choice | None]:
     """Return the best Lagrangian bound, its price, and a choice at this or the next price that keeps the limit."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         less = limited[:, :, None] - limited[:, None, :]
         prices = (objective[:, None, :] - objective[:, :, None]) / less
     prices = np.unique(np.concatenate([[0.0], prices[np.isfinite(prices) & (prices > 0) & (less > 0)]]))

@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from edgec.backends.backend import get_backend
 from edgec.calibrate.cache import cache_dir, code_key, key
 from edgec.calibrate.dataset import load_dataset
-from edgec.checkpoint.model import Checkpoint, read_finite
+from edgec.calibrate.overlap import check_overlap
+from edgec.checkpoint.model import Checkpoint
 from edgec.errors import require
+from edgec.evaluate.corpus import Corpus
 from edgec.evaluate.divergence import Divergence
+from edgec.evaluate.verify import broken_quality
 from edgec.frontends.architecture import Decoder
-from edgec.frontends.decoder import emit
 from edgec.generate.tokenizer import Tokenizer
+from edgec.quantize.transforms import ROTATION
 from edgec.spec.load import THIS_MACHINE
 from edgec.spec.plan import Plan
 from edgec.spec.profile import Calibration, Profile, Verify
 from edgec.spec.target import Target
 from edgec.tune.budget import Budget
-from edgec.tune.check import Checker, Measured
+from edgec.tune.check import Checker, Measured, emit_turned
 from edgec.tune.page import compared, reasons
 from edgec.tune.pareto import Point, front, uniform
 from edgec.tune.problem import Problem, cost_tables, measure_kl
@@ -51,7 +54,7 @@ class Task:
         tokens: for the sensitivity of each unit.
         labels: of candidates; empty for the usual ones.
         no_fallback: leave out what falls back on the target.
-        evaluation: windows (n, tokens) that nothing was chosen on; None leaves the last measurement out.
+        evaluation: text that nothing is chosen on; None leaves the last measurement out.
     """
 
     checkpoint: Checkpoint
@@ -65,7 +68,7 @@ class Task:
     no_fallback: bool = False
     search: Method | None = None
     trials: int = 16
-    evaluation: NDArray[np.int64] | None = None
+    evaluation: Corpus | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Tuned:
         alike: all units stored alike.
         chosen: where the choice is among them.
         evaluation: of the choice, on text that nothing was chosen on.
+        outside: the bounds of the profile that the last measurement breaks, in words.
         remarks: what else should be known.
     """
 
@@ -88,6 +92,7 @@ class Tuned:
     alike: Sequence[Point]
     chosen: Point
     evaluation: Divergence | None
+    outside: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -96,11 +101,16 @@ def tune(task: Task, name: str, say: Say) -> Tuned:
 
     Raises:
         PlanError: no mixture is inside the budget; it says the nearest one.
+        UsageError: the text of calibration is that of evaluation.
         MissingRuntimeError: a package of the `tune` extra is not installed.
     """
     for package in ("scipy", "matplotlib", *(["optuna"] if task.search else [])):
         require(package, "tune", load=False)
+    # What statistics are taken of, the build needs too.
+    text = task.profile.calibration or Calibration(tokens=task.tokens)
+    task = replace(task, profile=msgspec.structs.replace(task.profile, calibration=text))
     files = task.checkpoint.tokenizer_files()
+    windows, more, shared = _texts(task, text, Tokenizer.from_files(files))
     problem = cost_tables(
         task.decoder,
         task.plan,
@@ -111,24 +121,30 @@ def tune(task: Task, name: str, say: Say) -> Tuned:
         latency=task.budget.kind == "latency",
         no_fallback=task.no_fallback,
     )
-    tokenizer = Tokenizer.from_files(files)
-    windows = _windows(task, tokenizer, task.tokens)
-    model = emit(task.decoder, task.checkpoint, lambda n: read_finite(task.checkpoint, n), windows.shape[1])
+    transforms = task.profile.transforms
+    model = emit_turned(task.decoder, task.checkpoint, windows.shape[1], transforms)
     tick = say("sensitivity", len(task.decoder.layers) + 2)
-    problem, stats = measure_kl(model, task.checkpoint, windows, problem, tick)
+    problem, stats = measure_kl(model, task.checkpoint, windows, problem, tick, rotated=ROTATION in transforms)
     with TemporaryDirectory(prefix="edgec-") as scratch:
 
         def checker(text: NDArray[np.int64]) -> Checker:
             parts = task.checkpoint, task.decoder, task.target, task.plan.backend
             return Checker(*parts, stats, text, Path(scratch))
 
-        return _choose(task, name, problem, checker, _windows(task, tokenizer, _CHECK_TOKENS), say)
+        tuned = _choose(task, name, problem, checker, more, say)
+    return replace(tuned, remarks=(*shared, *tuned.remarks))
 
 
-def _windows(task: Task, tokenizer: Tokenizer, tokens: int) -> NDArray[np.int64]:
-    text = task.profile.calibration or Calibration()
+def _texts(
+    task: Task, text: Calibration, tokenizer: Tokenizer
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Sequence[str]]:
+    """Return windows for sensitivity, windows for checks, and remarks on what evaluation shares with calibration."""
     window = min(text.window, task.plan.context_length)
-    return load_dataset(text.texts, tokenizer, tokens=tokens, window=window, seed=text.seed).windows
+    sizes = task.tokens, _CHECK_TOKENS, text.tokens  # the last for the build, which refuses what is shared
+    sets = [load_dataset(text.texts, tokenizer, tokens=tokens, window=window, seed=text.seed) for tokens in sizes]
+    corpus = task.evaluation
+    shared = [] if corpus is None else [remark for each in sets for remark in check_overlap(each, corpus, tokenizer)]
+    return sets[0].windows, sets[1].windows, list(dict.fromkeys(shared))
 
 
 def _choose(
@@ -144,7 +160,7 @@ def _choose(
     latency = budget.kind == "latency" and task.target.name == THIS_MACHINE
 
     def measure(base: Profile, tables: Problem, choice: NDArray[np.int64]) -> Measured:
-        profile = tuned_profile(base, name, "", tables.choose(choice))
+        profile = tuned_profile(base, base.name, "", tables.choose(choice))
         measured = check.measure(profile, artifact=budget.kind != "latency" or latency, latency=latency)
         tick("round")
         return measured
@@ -165,16 +181,23 @@ def _choose(
     profile = msgspec.structs.replace(profile, verify=_bounds(task))
     simple = compared(problem, found, alike)
     if simple is not None:
-        other = check.measure(tuned_profile(base, name, "", problem.choose(simple.choice))).divergence
+        other = check.measure(tuned_profile(base, base.name, "", problem.choose(simple.choice))).divergence
         mine = found.round.divergence
         remarks.append(
             f"{simple.label} for all, the best single one that costs no more, has KL {other.mean_kl:.5f} nats and "
             f"{other.perplexity_ratio:.4f} times the perplexity; the choice {mine.mean_kl:.5f} and "
             f"{mine.perplexity_ratio:.4f}"
         )
-    evaluation = None if task.evaluation is None else checker(task.evaluation).measure(profile).divergence
+    if profile.activations != base.activations:
+        remarks.append("no matrix of the choice takes static activations: all stay dynamic")
+    text = task.evaluation
+    evaluation = None if text is None else checker(text.windows).measure(profile).divergence
+    outside = broken_quality(evaluation or found.round.divergence, profile.verify)
+    if outside:
+        where = "the text for checking" if text is None else text.name
+        remarks.append(f"outside the bounds in [verify], on {where}, where a build exits with 1: {'; '.join(outside)}")
     chosen = Point(total(problem.costs, found.choice) + found.fixed, found.round.predicted_kl, found.choice)
-    return Tuned(profile, problem, found, mixtures, alike, chosen, evaluation, tuple(remarks))
+    return Tuned(profile, problem, found, mixtures, alike, chosen, evaluation, outside, tuple(remarks))
 
 
 def _search(
@@ -200,6 +223,8 @@ def _search(
     value, setting = trials[0]
     words = ", ".join(f"{name} {value}" for name, value in setting.items())
     told = f"{len(trials)} trials: the best one ({words}) has KL {value:.5f} nats"
+    if settings.kept_algorithm:
+        told = f"the algorithm stays {settings.kept_algorithm}, for which mse stands in here; {told}"
     solved = settings.solve(setting) if value < found.round.divergence.mean_kl else None
     if solved is None:
         return task.profile, problem, found, f"{told}; that is no better than without"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgec.backends.backend import Limits
 from edgec.errors import PlanError, UsageError
@@ -18,6 +19,10 @@ EMBEDDING = "embedding"
 """The unit of the token embedding and the output matrix, which profiles store alike."""
 
 DEFAULT = ("int4/32", "int4/64", "int4/128", "int8", "fp16")
+
+_FLOATS = ("fp32", "fp16")
+_DTYPES = (*_FLOATS, "fp8", "int8", "int4", "nvfp4")
+_GROUPS: dict[str, Any] = {"channel": "channel"} | {str(size): size for size in GROUP_SIZES}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def candidates_of(wanted: Sequence[str], profile: Profile, target: Target, limit
     """Return the candidates that a target and a backend take.
 
     Integers below 8 bits are asymmetric where the profile's are, and rounded by the profile's algorithm unless the
-    label names one.
+    label names one. Labels that mean the same count once.
 
     Args:
         wanted: labels: a dtype, then `/group` for integers in groups, then `/algorithm`; empty for the usual ones.
@@ -77,10 +82,15 @@ def candidates_of(wanted: Sequence[str], profile: Profile, target: Target, limit
         UsageError: a label is wrong.
         PlanError: the target or the backend takes none, or not one that was asked for by name.
     """
-    found = [_candidate(label, profile.weights) for label in wanted or DEFAULT]
+    different: dict[Storage, Candidate] = {}
+    for label in wanted or DEFAULT:
+        found = candidate(label, profile.weights)
+        different.setdefault(found.storage, found)
     takes = limits.weights & set(target.weight_dtypes)
-    fitting = [c for c in found if c.weights.dtype in takes and (c.weights.symmetric or limits.zero_points)]
-    refused = [c.label for c in found if c not in fitting]
+    fitting = [
+        c for c in different.values() if c.weights.dtype in takes and (c.weights.symmetric or limits.zero_points)
+    ]
+    refused = [c.label for c in different.values() if c not in fitting]
     if not fitting or (wanted and refused):
         raise PlanError(
             f"target '{target.name}' does not take {', '.join(refused)}", hint=f"it takes {', '.join(sorted(takes))}"
@@ -88,24 +98,28 @@ def candidates_of(wanted: Sequence[str], profile: Profile, target: Target, limit
     return fitting
 
 
-def _candidate(label: str, base: Weights) -> Candidate:
-    dtype, _, rest = label.partition("/")
-    group, _, algorithm = rest.partition("/")
+def candidate(label: str, base: Weights) -> Candidate:
+    """Return what a label means beside the weights of a profile.
+
+    Raises:
+        UsageError: it means nothing.
+    """
+    dtype, *rest = label.split("/")
+    group, algorithm = [*rest, None, None][:2]
+    valid = dtype in _DTYPES and (group is None or group in _GROUPS) and len(rest) <= 2
+    if not valid or (algorithm is not None and algorithm not in algorithm_names()) or (rest and dtype in _FLOATS):
+        raise UsageError(f"'{label}' is no storage", hint=_LABELS)
     narrow = dtype == "int4"
-    integers = isinstance(base.storage(), Scheme) and base.dtype == "int4"
+    usual = (base.algorithm if base.dtype == "int4" else "mse") if narrow else "rtn"
     try:
         weights = Weights(
             dtype=dtype,  # type: ignore[arg-type]
-            group_size=int(group) if group.isdecimal() else "channel",  # type: ignore[arg-type]
+            group_size=_GROUPS[group or "channel"],
             symmetric=base.symmetric or not narrow,
-            algorithm=algorithm or ((base.algorithm if integers else "mse") if narrow else "rtn"),
+            algorithm=algorithm or usual,
         )
-        groups = ("", "channel", *map(str, GROUP_SIZES))
-        valid = dtype in ("fp32", "fp16", "fp8", "int8", "int4", "nvfp4") and group in groups
-    except ValueError as error:
+    except ValueError as error:  # fp8 and nvfp4 do not take all groups and algorithms
         raise UsageError(f"'{label}' is no storage: {error}", hint=_LABELS) from error
-    if not valid or (rest and dtype in ("fp32", "fp16")) or weights.algorithm not in algorithm_names():
-        raise UsageError(f"'{label}' is no storage", hint=_LABELS)
     if algorithm and cheap(weights.storage()) != weights.storage():
         raise UsageError(
             f"'{label}': single layers are not measured with {algorithm}",

@@ -17,9 +17,10 @@ UNITS, CANDIDATES = 12, 4
 FIXED = 1000.0
 
 
-def divergence(kl, ratio):
+def divergence(kl, ratio, error=0.0):
     names = Divergence.__struct_fields__
-    return Divergence(**dict.fromkeys(names, 0) | {"mean_kl": kl, "perplexity_ratio": ratio})
+    found = {"mean_kl": kl, "perplexity_ratio": ratio, "perplexity_ratio_se": error}
+    return Divergence(**dict.fromkeys(names, 0) | found)
 
 
 @pytest.fixture
@@ -90,3 +91,29 @@ def test_an_impossible_budget_says_what_is_nearest(problem):
     with pytest.raises(PlanError, match="none is smaller than"):
         find(problem, Budget("size", low - 1), device)
     assert device.choices == [tuple(problem.size.argmin(axis=1))]
+
+
+def test_what_sums_call_dearer_is_measured_before_a_size_is_impossible(problem):
+    def padded(choice):  # the cheapest by its sum is the dearest on disk
+        size = int(total(problem.size, choice) + FIXED + 1e5 * (choice == 0).sum())
+        return Measured(divergence(total(problem.kl, choice), 1.0), size)
+
+    bound = problem.size[:, 1].sum() + FIXED
+    found = find(problem, Budget("size", bound), padded)
+    assert set(found.choice) == {1}
+    assert found.round.measured == bound
+    assert len(found.rounds) <= ROUNDS + CANDIDATES
+    with pytest.raises(PlanError, match="none is smaller than"):
+        find(problem, Budget("size", bound - 1), padded)
+
+
+def test_the_upper_end_of_a_growth_is_what_must_be_inside(problem):
+    def noisy(choice):
+        kl = total(problem.kl, choice)
+        return Measured(divergence(kl, math.exp(kl), 0.5 * kl), int(total(problem.size, choice)))
+
+    middle = (problem.kl.min(axis=1).sum() + problem.kl.max(axis=1).sum()) / 2
+    found = find(problem, Budget("perplexity", middle), noisy)
+    upper = found.round.divergence.perplexity_ratio + 1.645 * found.round.divergence.perplexity_ratio_se - 1
+    assert found.round.measured == pytest.approx(upper)
+    assert 0.5 * middle < upper <= middle

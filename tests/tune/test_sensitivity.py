@@ -9,13 +9,14 @@ from edgec.backends.backend import get_backend
 from edgec.checkpoint.open import open_checkpoint
 from edgec.evaluate.divergence import Accumulator
 from edgec.evaluate.streamed import stream
-from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.store import Store
+from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.weights import float_weights, load, matrix_name
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.load import load_profile, load_target
+from edgec.tune.check import emit_turned
 from edgec.tune.sensitivity import Sensitivity, Variant, kl
 from edgec.tune.units import candidates_of, units_of
 
@@ -28,11 +29,18 @@ def known(model, variant, stats):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
-    [("llama", {}), ("gpt2", {}), ("gpt_neox", {}), ("gemma2", {}), ("qwen2", {"tie_word_embeddings": False})],
+    ("kind", "changes", "transforms"),
+    [
+        ("llama", {}, ()),
+        ("llama", {"tie_word_embeddings": True}, ("quarot",)),
+        ("gpt2", {}, ()),
+        ("gpt_neox", {}, ()),
+        ("gemma2", {}, ()),
+        ("qwen2", {"tie_word_embeddings": False}, ()),
+    ],
 )
 @pytest.mark.parametrize("windows", [1, 3])
-def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, windows, tmp_path):
+def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, transforms, windows, tmp_path):
     save_random(kind, tmp_path / "source", **changes)
     checkpoint = open_checkpoint(tmp_path / "source")
     decoder = describe(checkpoint)
@@ -41,20 +49,20 @@ def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, windows, t
     offered = candidates_of(["int4/16", "int8"], load_profile("int4"), load_target("cpu"), limits)
     todo = [Variant(unit, candidate) for unit in units_of(decoder) for candidate in offered]
     found = {}
-    measured = Sensitivity(emit(decoder, checkpoint, checkpoint.read, 24), ids)
+    measured = Sensitivity(emit_turned(decoder, checkpoint, 24, transforms), ids)
     measured.measure(todo, found.__setitem__, lambda _: None)
     assert list(found) == todo
-    reference = stream(emit(decoder, checkpoint, checkpoint.read, 24), tmp_path)
+    reference = stream(emit_turned(decoder, checkpoint, 24, ()), tmp_path)
     hidden = reference.hidden(ids)
     for variant in todo[:: 3 if kind == "llama" else 4]:
         members = variant.unit.matrices
 
         def choose(value, _, members=members, variant=variant):
             name = matrix_name(value)
-            mine = name in members if members else not name.startswith("layers.")
+            mine = name in members if members else not name.startswith(("layers.", HEAD_ROTATION))
             return variant.candidate.storage if mine else "fp32"
 
-        model = emit(decoder, checkpoint, checkpoint.read, 24)
+        model = emit_turned(decoder, checkpoint, 24, transforms)
         with Store(tmp_path / "weights.bin") as store:
             quantize_weights(model, choose, store, lambda _: None, known(model, variant, measured.stats))
         runner = stream(model, tmp_path)

@@ -1,23 +1,27 @@
 """`edgec tune` as a whole, on small models."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from edgec.backends.backend import get_backend
 from edgec.build import build
 from edgec.calibrate.cache import cache_dir
 from edgec.checkpoint.open import open_checkpoint
 from edgec.cli.tune import command
-from edgec.errors import OutputError, PlanError, UsageError
+from edgec.errors import OutputError, PlanError, RegressionError, UsageError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.spec.load import load_profile, load_target
 from edgec.spec.plan import resolve
 from edgec.tune.cost import unit_sizes
+from edgec.tune.pareto import _label
 from edgec.tune.problem import Problem, measure_kl
 from edgec.tune.search import search
 from edgec.tune.units import candidates_of, units_of
@@ -43,9 +47,9 @@ def base(story_text, tmp_path):
 
 
 @pytest.fixture
-def tune(base, story_text, tiny_llama, tmp_path):
-    def run(*options, source=tiny_llama, profile=base, out="out.toml"):
-        fixed = ["--profile", profile, "--eval-text", story_text, "--tokens", 64, "--out", tmp_path / out, "--json"]
+def tune(base, tiny_llama, tmp_path):
+    def run(*options, source=tiny_llama, profile=base, text=STORYTELLER / "data" / "validation.txt", out="out.toml"):
+        fixed = ["--profile", profile, "--eval-text", text, "--tokens", 64, "--out", tmp_path / out, "--json"]
         done = CliRunner().invoke(command, [str(source), *map(str, (*fixed, *options))], catch_exceptions=True)
         if done.exception is not None:
             raise done.exception
@@ -180,3 +184,106 @@ def test_mistakes(tune, tmp_path):
     (tmp_path / "out.md").touch()
     with pytest.raises(OutputError, match="exists already"):
         tune("--max-size", "1MB")
+
+
+def changed(base, path, *pairs):
+    """Return a profile with some text in place of other."""
+    text = base.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def test_a_rotated_model_is_measured_rotated(tune, base, tiny_llama, tmp_path):
+    rotated = changed(base, tmp_path / "rotated.toml", ('title = "stories"', 'title = "t"\ntransforms = ["quarot"]'))
+    result, profile = tune("--max-size", "200KB", profile=rotated)
+    size = compiled_size(tiny_llama, profile, "cpu", tmp_path / "bundle")
+    assert size == pytest.approx(result["chosen"]["measured"], rel=1e-3)
+    assert size <= 200e3
+    plain, _ = tune("--max-size", "200KB", out="plain.toml")
+    assert [p["kl"] for p in plain["alike"]] != pytest.approx([p["kl"] for p in result["alike"]], rel=1e-3)
+
+
+def test_a_search_leaves_an_algorithm_alone_that_it_cannot_measure(tune, base, tmp_path):
+    gptq = changed(base, tmp_path / "gptq.toml", ('"mse"', '"gptq"'))
+    result, profile = tune("--max-size", "160KB", "--search", "grid", "--trials", 3, profile=gptq)
+    assert any("the algorithm stays gptq" in remark for remark in result["remarks"])
+    loaded = load_profile(str(profile))
+    narrow = [weights for weights in (loaded.weights, loaded.embedding, *loaded.layers) if weights.dtype == "int4"]
+    assert narrow
+    assert {weights.algorithm for weights in narrow} == {"gptq"}
+
+
+def test_text_and_bounds_of_the_written_profile_are_those_used(tune, base, tmp_path):
+    text = base.read_text()
+    bare = tmp_path / "bare.toml"
+    bare.write_text(text[: text.index("[calibration]")] + text[text.index("[verify]") :].replace("1e9", "1.001"))
+    result, profile = tune("--max-size", "190KB", profile=bare)
+    written = load_profile(str(profile))
+    assert (written.calibration.text, written.calibration.tokens) == ("python-docs", 64)
+    assert written.verify == load_profile(str(bare)).verify
+    (told,) = [remark for remark in result["remarks"] if "outside the bounds" in remark]
+    assert "perplexity ratio is 1." in told
+    assert "validation.txt" in told
+
+
+def test_growth_on_other_text_ends_with_1(tune, tmp_path):
+    odd = tmp_path / "odd.txt"
+    odd.write_text(" ".join(map(str, range(3000))))
+    with pytest.raises(RegressionError, match=r"the profile was written, but on odd\.txt perplexity grows") as caught:
+        tune("--max-ppl-increase", "3%", "--candidates", "int4/32,int8,fp16", text=odd)
+    assert caught.value.exit_code == 1
+    assert (tmp_path / "out.toml").exists()
+
+
+def test_text_of_calibration_is_not_for_evaluation(tune, story_text):
+    with pytest.raises(UsageError, match="the text of calibration is the one that quality is measured on"):
+        tune("--max-size", "190KB", text=story_text)
+    assert not cache_dir().exists()
+
+
+def test_static_activations_go_where_no_matrix_takes_them(tune):
+    result, profile = tune("--max-size", "165KB", "--candidates", "int4/32,int4/64", profile="int8-static")
+    assert load_profile(str(profile)).activations is None
+    assert any("stay dynamic" in remark for remark in result["remarks"])
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"no json\n{}\n", b"\xff\xfe\n\n", b"[1]\n", b'{"op_code": 99}\n', b'{"op_code": 4}\n']
+)
+def test_a_journal_that_cannot_be_read_begins_anew(garbage, tmp_path):
+    journal = tmp_path / "journal"
+    journal.write_bytes(garbage)
+    found = search("grid", {"letter": ["a", "b"]}, lambda setting: float(ord(setting["letter"])), journal, trials=2)
+    assert [setting for _, setting in found] == [{"letter": "a"}, {"letter": "b"}]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="Linux has a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_refused_first(tune):
+    with pytest.raises(OutputError, match=r"cannot write ./proc/u\.toml."):
+        tune("--max-size", "190KB", out="/proc/u.toml")
+    assert not cache_dir().exists()
+
+
+def test_a_choice_that_loses_nothing_is_told_without_nan(tune, tmp_path):
+    result, profile = tune("--max-size", "10MB", "--candidates", "fp16")
+    page = profile.with_suffix(".md").read_text()
+    assert result["chosen"]["predicted_kl"] == 0
+    assert "nan" not in page
+    assert "1 round " in page
+    assert not any("best single one" in remark for remark in result["remarks"])
+
+
+def test_labels_of_points_that_lie_together_can_be_read():
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    labels = [(f"int4/{size}", 1 + size / 1e6, 1.0) for size in (16, 32, 64, 128, 256)] + [("fp16", 2.0, 0.5)]
+    axes.plot([x for _, x, _ in labels], [y for _, _, y in labels])
+    figure.draw_without_rendering()
+    _label(axes, labels, [])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == [label for label, _, _ in labels]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
