@@ -13,7 +13,6 @@ Hadamard matrix: Tseng et al. 2024, QuIP# (arXiv:2402.04396), section 3.
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -53,15 +52,6 @@ def random_rotation(n: int, generator: np.random.Generator) -> Rotation:
     """Return a rotation of n numbers, drawn from `generator`."""
     signs = generator.choice((-1.0, 1.0), n)
     return Rotation(signs, _factors(n, generator))
-
-
-def hadamard(n: int, seed: int = 0) -> Matrix:
-    """Return an orthonormal (n, n) float64 matrix whose entries are 1 / sqrt(n) and -1 / sqrt(n).
-
-    Where there is none that edgec can make, its odd part is a random orthogonal matrix made from `seed`.
-    """
-    factors = _factors(n, np.random.default_rng(seed))
-    return reduce(lambda a, b: np.asarray(np.kron(a, b)), factors, np.ones((1, 1)))
 
 
 def _factors(n: int, generator: np.random.Generator) -> tuple[Matrix, ...]:

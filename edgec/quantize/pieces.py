@@ -30,9 +30,11 @@ def by_pieces(
     The result does not depend on the number of threads.
 
     Raises:
-        ValueError: a weight is not finite.
+        ValueError: a weight is not finite, or there are no columns.
     """
     rows, cols = weight.shape
+    if cols == 0:
+        raise ValueError("there are no inputs (0 columns)")
     groups = scheme.groups(cols)
     signed = scheme.symmetric and not scheme.is_float
     codes = torch.empty((rows, cols), dtype=torch.int8 if signed else torch.uint8)

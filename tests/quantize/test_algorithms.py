@@ -154,6 +154,24 @@ class TestResult:
                 no_worse_than_rtn(w, stats, name, found)
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_matrices_without_inputs_are_refused(name, calibrated):
+    with pytest.raises(ValueError, match="no inputs"):
+        MODULES[name].quantize(torch.zeros(4, 0), seen(torch.zeros(7, 0)) if calibrated else None, Scheme("int4", 32))
+
+
+@pytest.mark.parametrize("scheme", [Scheme("fp8", None), Scheme("nvfp4", 16)], ids=short)
+def test_floats_without_inputs_are_refused(scheme):
+    with pytest.raises(ValueError, match="no inputs"):
+        rtn.quantize(torch.zeros(4, 0), None, scheme)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_matrix_without_outputs_has_no_codes(name):
+    assert MODULES[name].quantize(torch.zeros(0, COLS), None, Scheme("int4", 32)).codes.shape == (0, COLS)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_that_are_not_finite_are_refused(name, bad):

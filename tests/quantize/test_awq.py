@@ -15,7 +15,7 @@ from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.blocks import cut
 from edgec.graph.torch_run import TorchBlock
-from edgec.quantize.algorithms import rtn
+from edgec.quantize.algorithms import gptq, mse, rtn
 from edgec.quantize.block import Recipe
 from edgec.quantize.fold import Fold, divide, find_fold
 from edgec.quantize.matrix import by_input, matrices
@@ -79,6 +79,41 @@ def test_the_equations(scheme):
         torch.testing.assert_close(found, fine[powers][1])
         best.add(powers)
     assert len(best) > 2, "searches that always end at the same place would hide mistakes"
+
+
+def clipped(weight, hessian, scheme):
+    """Return the weights rounded as the repository clips them: each group in the best of ten ranges, by its inputs."""
+    parts = []
+    for start in range(0, weight.shape[1], scheme.group):
+        part = weight[:, start : start + scheme.group]
+        inside = hessian[start : start + scheme.group, start : start + scheme.group]
+        best, lowest = part, torch.full((len(part), 1), torch.inf)
+        for step in range(10):
+            limit = part.abs().amax(1, keepdim=True) * (1 - step / 20)
+            tried = rtn.quantize(part.clamp(-limit, limit), None, scheme).dequantize()
+            error = (((tried - part) @ inside) * (tried - part)).sum(1, keepdim=True)
+            best, lowest = torch.where(error < lowest, tried, best), torch.minimum(error, lowest)
+        parts.append(best)
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("scheme", [INT4, Scheme("int4", 64, symmetric=False), Scheme("int3", 64)], ids=str)
+def test_what_rounds_afterwards_clips_no_worse_than_the_repository_does(scheme):
+    for seed, spread in enumerate((0.3, 2.0)):
+        x, weight = inputs_of(128, seed, spread), normal(32, 128, seed=7) * torch.exp(0.5 * normal(32, 128, seed=8))
+        s = awq.scale([(weight, scheme)], seen(x), Fold(("norm",)))
+        weight, stats = weight * s, seen(x / s)
+
+        def error(rounded, hessian, weight=weight):
+            return float((((rounded - weight) @ hessian) * (rounded - weight)).sum())
+
+        alone = torch.diag(stats.importance)  # what `mse` knows of the inputs
+        by_mse, by_gptq = (each.quantize(weight, stats, scheme).dequantize() for each in (mse, gptq))
+        assert error(by_mse, alone) <= error(clipped(weight, alone, scheme), alone)
+        # The repository clips by how the inputs of a group go together, too: `mse` cannot, `gptq` does more of it.
+        theirs = error(clipped(weight, stats.hessian, scheme), stats.hessian)
+        assert error(by_mse, stats.hessian) <= 1.1 * theirs
+        assert error(by_gptq, stats.hessian) <= 0.5 * theirs
 
 
 def test_inputs_that_share_a_number_share_their_scale():

@@ -1,6 +1,7 @@
-"""Importance-weighted scale search: against llama.cpp's routines written out for one group, and rounding to nearest."""
+"""Importance-weighted scale search: beside llama.cpp's routines, the best there is, and rounding to nearest."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ SCHEMES = [
     Scheme("int4", 32), Scheme("int4", 32, symmetric=False), Scheme("int3", 64), Scheme("int3", 32, symmetric=False),
     Scheme("int8", None), Scheme("int8", 128, symmetric=False), Scheme("int4", None, symmetric=False),
 ]  # fmt: skip
-BITS = [3, 4, 8]
 KINDS = ["normal", "heavy", "real"]
 COLS = 90
 
@@ -44,14 +44,12 @@ def counts(x, importance, double=1):
     return [q * math.sqrt(sigma2 + v * v) for q, v in zip(importance, x, strict=True)]
 
 
-def make_qx_quants(x, nmax, qw, positive=False):
-    """Return scale and codes of one group; `positive` has nmax - 1 stand for the largest weight, not -nmax."""
+def make_qx_quants(x, nmax, qw):
+    """Return scale, of either sign, and codes of one group; code -nmax stands for the largest weight."""
     largest = max(x, key=abs)
-    base = nmax - 1 if positive else nmax
-    sign = 1 if positive else -1
 
     def tried(tenths):
-        iscale = sign * (base + 0.1 * tenths) / largest
+        iscale = -(nmax + 0.1 * tenths) / largest
         codes = [max(-nmax, min(nmax - 1, round(iscale * v))) for v in x]
         sumlx = sum(w * v * c for w, v, c in zip(qw, x, codes, strict=True))
         return codes, sumlx, sum(w * c * c for w, c in zip(qw, codes, strict=True))
@@ -101,45 +99,65 @@ def make_qkx3_quants(x, nmax, weights, rmin=-0.9, rdelta=0.05, nstep=36):
     return scale, low, codes
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("kind", KINDS)
-class TestReference:
-    def test_symmetric_scales(self, bits, kind):
-        w, importance = matrix(kind), stats(32).importance
-        scheme = Scheme(f"int{bits}", 32)
-        weights = kquant.error_weights(w, importance / importance.max(), scheme)
-        found = kquant.symmetric_scale(w.T.contiguous(), weights.T.contiguous(), scheme)
-        same, ours, theirs = 0, 0.0, 0.0
-        for x, count, scale in zip(w.double(), weights.double(), found.double(), strict=True):
-            nmax, positive = -scheme.low, bool(x.max() > -x.min())
-            qw = counts(x.tolist(), (importance / importance.max()).tolist())
-            assert qw == pytest.approx(count.tolist(), rel=1e-4)
-            expected, expected_codes = make_qx_quants(x.tolist(), nmax, qw, positive)
-            # llama.cpp's k-quants round again with the scale that was found.
-            codes, again = ((x / s).round().clamp(-nmax, nmax - 1) for s in (scale, expected))
-            same += torch.equal(codes, again)
-            ours += (count * (x - scale * codes) ** 2).sum()
-            theirs += (count * (x - expected * torch.tensor(expected_codes)) ** 2).sum()
-        assert same >= 0.97 * len(w)
-        assert ours <= 1.01 * theirs
+# The least and the most that the sum of errors is over that of llama.cpp's rule, which stores floats: see the module.
+BOUNDS = {
+    ("int3", True): (1.07, 1.37), ("int4", True): (1.00, 1.21), ("int8", True): (0.64, 0.98),
+    ("int3", False): (1.20, 1.54), ("int4", False): (1.17, 1.97), ("int8", False): (1.08, 1.31),
+}  # fmt: skip
+IMPORTANCES = [stats(32), Stats(torch.ones(32))]
 
-    def test_asymmetric_scales(self, bits, kind):
-        w, importance = matrix(kind), stats(32).importance
-        scheme = Scheme(f"int{bits}", 32, symmetric=False)
-        weights = kquant.error_weights(w, importance, scheme)
-        scales, minima = kquant.asymmetric_scale(w.T.contiguous(), weights.T.contiguous(), scheme.high)
-        same, ours, theirs = 0, 0.0, 0.0
-        for x, count, scale, low in zip(w.double(), weights.double(), scales.double(), minima.double(), strict=True):
-            qw = counts(x.tolist(), (importance / importance.max()).tolist(), double=2)
-            expected, expected_low, expected_codes = make_qkx3_quants(x.tolist(), scheme.high, qw)
-            codes = ((x - low) / scale).round().clamp(0, scheme.high)
-            again = ((x - expected_low) / expected).round().clamp(0, scheme.high)
-            same += torch.equal(codes, again)
-            ours += (count * (x - scale * codes - low) ** 2).sum()
-            theirs += (count * (x - expected * torch.tensor(expected_codes) - expected_low) ** 2).sum()
-        # The largest weight is half-way between codes in one step, and each step starts from the best one before it.
-        assert same >= 0.97 * len(w)
-        assert ours <= 1.01 * theirs
+
+def error_weights_of(w, known, scheme):
+    """Return what the errors of weights (rows, 32) count for, in float64, as llama.cpp has it."""
+    importance = (known.importance / known.importance.max()).tolist()
+    each = torch.tensor([counts(x, importance, 1 if scheme.symmetric else 2) for x in w.double().tolist()])
+    torch.testing.assert_close(kquant.error_weights(w, known.importance, scheme), each.float())
+    return each.double()
+
+
+def errors_of_llama_cpp(w, weights, scheme):
+    for x, qw in zip(w.double().tolist(), weights.tolist(), strict=True):
+        if scheme.symmetric:
+            (scale, codes), low = make_qx_quants(x, -scheme.low, qw), 0.0
+        else:
+            scale, low, codes = make_qkx3_quants(x, scheme.high, qw)
+        yield sum(c * (v - scale * q - low) ** 2 for c, v, q in zip(qw, x, codes, strict=True))
+
+
+def least_errors(w, weights, scheme):
+    """Return the least error of each row as edgec stores it: all zero points, 160 ranges, each fitted once as well."""
+    x, best = w.double(), torch.full((len(w),), torch.inf, dtype=torch.float64)
+    wide = 2 * x.abs().amax(1) if scheme.symmetric else x.amax(1).clamp(min=0) - x.amin(1).clamp(max=0)
+    for share in torch.linspace(0.3, 1.6, 160):
+        scale = (share * wide / (scheme.high - scheme.low)).half().double()[:, None]
+        for zero in [0] if scheme.symmetric else range(scheme.high + 1):
+            codes = (x / scale).round().clamp(scheme.low - zero, scheme.high - zero)
+            square = (weights * codes**2).sum(1, keepdim=True)
+            fitted = (weights * codes * x).sum(1, keepdim=True) / square.clamp(min=1e-30)
+            for each in (scale, fitted.half().double()):
+                best = best.minimum((weights * (x - each * codes) ** 2).sum(1))
+    return best
+
+
+@pytest.mark.parametrize(("dtype", "symmetric"), BOUNDS)
+def test_what_the_storage_costs_beside_llama_cpp(dtype, symmetric):
+    scheme, ratios = Scheme(dtype, 32, symmetric), []
+    for kind, known in product(KINDS, IMPORTANCES):
+        w = matrix(kind)
+        theirs = sum(errors_of_llama_cpp(w, error_weights_of(w, known, scheme), scheme))
+        ratios.append(float(errors(kquant.quantize(w, known, scheme), w, known).sum()) / theirs)
+    assert (min(ratios), max(ratios)) == pytest.approx(BOUNDS[dtype, symmetric], abs=0.02)
+
+
+# Not int8: among its hundreds of codes luck decides, and somewhere is an error up to a third smaller.
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("dtype", ["int3", "int4"])
+def test_no_other_scales_and_zero_points_are_better_by_a_hundredth(dtype, symmetric):
+    scheme = Scheme(dtype, 32, symmetric)
+    for kind, known in product(KINDS, IMPORTANCES):
+        w = matrix(kind, 40)
+        least = least_errors(w, error_weights_of(w, known, scheme), scheme).sum()
+        assert errors(kquant.quantize(w, known, scheme), w, known).sum() <= 1.01 * least
 
 
 def errors(q, w, known):
@@ -173,16 +191,6 @@ def test_outputs_are_nearer_than_with_rounding_to_nearest(scheme):
     assert found < 0.95 * nearest
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_whole_zero_points_keep_most_of_what_float_minima_gain(kind):
-    w, known, scheme = matrix(kind, 64), stats(32), Scheme("int4", 32, symmetric=False)
-    weights = kquant.error_weights(w, known.importance, scheme)
-    scale, low = (found[:, None] for found in kquant.asymmetric_scale(w.T.contiguous(), weights.T.contiguous(), 15))
-    free = (weights * (w - low - scale * ((w - low) / scale).round().clamp(0, 15)) ** 2).sum()
-    found, nearest = (errors(a.quantize(w, known, scheme), w, known).sum() for a in (kquant, rtn))
-    assert free < found < 0.8 * nearest
-
-
 def test_unimportant_inputs_are_clipped_for_important_ones():
     w = matrix("normal", 1)
     w[0, 3] = 1.0
@@ -191,24 +199,3 @@ def test_unimportant_inputs_are_clipped_for_important_ones():
     found = kquant.quantize(w, Stats(importance), scheme)
     assert found.codes[0, 3] == 7
     assert found.scales.item() < 0.3 * rtn.quantize(w, None, scheme).scales.item()
-
-
-def test_the_mixture_is_that_of_q4_k_m():
-    # llama.cpp's rule for 30 layers: 3 first, 4 last (7 * 30 // 8 = 26), every third of the others.
-    layers = [layer for layer in range(30) if kquant.mixture(layer, 30, "mlp.down")]
-    assert layers == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]
-    assert layers == [layer for layer in range(30) if kquant.mixture(layer, 30, "attention.v")]
-    assert not any(kquant.mixture(layer, 30, "attention.q") for layer in range(30))
-    assert [layer for layer in range(4) if kquant.mixture(layer, 4, "mlp.down")] == [2, 3]
-
-
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_the_number_of_threads_changes_nothing(scheme):
-    w, known = matrix("heavy", 300, 512), stats(512)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        found.append(kquant.quantize(w, known, scheme))
-    torch.set_num_threads(before)
-    assert torch.equal(found[0].codes, found[1].codes)
-    assert torch.equal(found[0].scales, found[1].scales)

@@ -162,21 +162,6 @@ def test_only_the_ratios_of_importances_matter():
     assert torch.equal(scaled.codes, mse.quantize(w, known, Scheme("int4", 32)).codes)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_the_number_of_threads_changes_nothing(scheme):
-    w = torch.from_numpy(np.random.default_rng(0).standard_normal((700, 512)).astype(np.float32))
-    known = Stats(torch.from_numpy(np.random.default_rng(1).random(512).astype(np.float32)))
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(mse.quantize(w, known, scheme))
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert torch.equal(found[0].codes, other.codes)
-        assert torch.equal(found[0].scales, other.scales)
-
-
 @pytest.mark.parametrize("dtype", ["fp8", "nvfp4"])
 def test_small_floats_are_rounded_to_nearest_only(dtype):
     with pytest.raises(ValueError, match='algorithm = "rtn"'):

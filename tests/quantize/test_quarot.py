@@ -25,7 +25,7 @@ from edgec.graph.store import Store
 from edgec.graph.tags import BLOCK
 from edgec.graph.torch_run import TorchBlock
 from edgec.graph.weights import float_weights, matrix_name
-from edgec.quantize.hadamard import hadamard, random_rotation
+from edgec.quantize.hadamard import random_rotation
 from edgec.quantize.matrix import matrices
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.transforms.quarot import HEAD_ROTATION, rotate
@@ -141,8 +141,7 @@ def test_each_thing_in_the_way_is_named(llama):
 
 
 def test_the_residual_stream_is_turned(llama, tmp_path):
-    signs = random_rotation(64, np.random.default_rng(5)).signs
-    q = signs[:, None] * hadamard(64)
+    q = random_rotation(64, np.random.default_rng(5)).turn(np.eye(64))
     hidden, turned = (
         stream(model, tmp_path, 1).hidden(IDS) for model in (llama.emit(), rotate(llama.emit(), llama.decoder, seed=5))
     )

@@ -87,10 +87,11 @@ def test_any_shape_keeps_the_error_bound_and_more_bits_never_hurt(rows, cols, sc
     assert (quantize(w, None, finer).dequantize() - w).square().mean() <= error + rounded_scales
 
 
-def test_pieces_and_threads_do_not_change_the_bytes(monkeypatch):
-    w, scheme = weight(50, 128), Scheme("int4", 32)
-    whole = quantize(w, None, scheme)
-    monkeypatch.setattr("edgec.quantize.pieces._ELEMENTS_AT_ONCE", 300)
-    pieces = quantize(w, None, scheme)
-    assert torch.equal(whole.codes, pieces.codes)
-    assert torch.equal(whole.scales, pieces.scales)
+def test_what_the_largest_float16_scale_does_not_reach_is_clipped():
+    w = torch.tensor([[1e6, -1e6, 4e5, 0.0]])
+    assert quantize(w, None, Scheme("int4", 4)).dequantize().tolist() == [[7 * 65504, -8 * 65504, 6 * 65504, 0]]
+    # From the lowest weight up there are 15 steps, and none of them is above zero.
+    zeros = quantize(w, None, Scheme("int4", 4, symmetric=False)).dequantize()
+    assert zeros.tolist() == [[0, -15 * 65504, 0, 0]]
+    inside = torch.tensor([[7 * 65504.0, -8 * 65504.0]])
+    assert torch.equal(quantize(inside, None, Scheme("int4", 2)).dequantize(), inside)

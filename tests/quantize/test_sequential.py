@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,6 +222,8 @@ def test_only_what_depends_on_a_change_is_done_again(untied, calls, tmp_path):
     assert done(windows=OTHERS) == everything
     assert done(windows=WINDOWS.reshape(2, 64)) == everything
     assert done(source="another") == everything
+    assert done(steps=100) == everything
+    assert done(device="cpu:0") == everything
     assert done(scalings=("awq",)) == everything
     assert done(scalings=("smoothquant", "awq")) == everything
     assert done(storage={"": GPTQ, "layers.1.mlp.down": MSE}) == 3 + 1
@@ -230,10 +233,20 @@ def test_only_what_depends_on_a_change_is_done_again(untied, calls, tmp_path):
     assert done() == 0
 
 
-def test_other_code_does_everything_again(untied, calls, tmp_path, monkeypatch):
+# `sequential` sees other versions, the libraries themselves do not.
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache", SimpleNamespace(key=sequential.cache.key, code_key=lambda: "edited")),
+        ("torch", SimpleNamespace(**vars(torch) | {"__version__": "1.0"})),
+        ("np", SimpleNamespace(**vars(np) | {"__version__": "1.0"})),
+    ],
+    ids=["edgec", "torch", "numpy"],
+)
+def test_other_code_does_everything_again(name, value, untied, calls, tmp_path, monkeypatch):
     quantize_model(untied.emit(), WINDOWS, recipe(), tmp_path)
     calls.take()
-    monkeypatch.setattr(sequential.cache, "code_key", lambda: "edited")
+    monkeypatch.setattr(sequential, name, value)
     quantize_model(untied.emit(), WINDOWS, recipe(), tmp_path)
     assert len(calls.take()) == 2 * PER_LAYER + 2
 

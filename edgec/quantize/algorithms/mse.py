@@ -33,6 +33,9 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
     """Quantize `weight` (rows = out, cols = in), float32 and finite, to integers.
 
     Groups of zeros, ragged groups and threads are as for `rtn`; so is a group whose error float32 cannot hold.
+
+    Raises:
+        ValueError: a weight is not finite, or there are no columns.
     """
     importance = None if stats is None else stats.importance
     return by_pieces(weight, scheme, partial(search, importance=importance, scheme=scheme))

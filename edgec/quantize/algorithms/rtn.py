@@ -1,4 +1,7 @@
-"""Round to nearest: the scale covers the largest weight of each group, nothing is clipped.
+"""Round to nearest: the scale covers the largest weight of each group, so nothing is clipped.
+
+But for weights out of the reach of float16's largest scale, 65504: in symmetric int4 those above 7 and below -8 times
+that; with zero points, in groups that reach further than 15 times that, the upper ones.
 
 Source: Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv:2106.08295), section 2, for integers; see
 `edgec.quantize.fp8` and `edgec.quantize.nvfp4` for floats.
@@ -22,13 +25,16 @@ def quantize(weight: torch.Tensor, stats: Stats | None, scheme: Scheme) -> Quant
 
     A group of zeros gets scale 1 and zero codes. Where `scheme.group` does not divide the columns, the last group is
     shorter. The result does not depend on the number of threads.
+
+    Raises:
+        ValueError: a weight is not finite, or there are no columns.
     """
     del stats  # rounding to nearest looks at weights alone
     match scheme.dtype:
         case "fp8":
             return by_pieces(weight, scheme, lambda rows: (*fp8.quantize_rows(rows), None))
         case "nvfp4":
-            scale_of_all = nvfp4.global_scale(weight)
+            scale_of_all = nvfp4.global_scale(weight) if weight.numel() else 1.0
             return by_pieces(
                 weight, scheme, lambda rows: (*nvfp4.quantize_rows(rows, scale_of_all), None), scale_of_all
             )
@@ -49,7 +55,10 @@ def _quantize_rows(weight: torch.Tensor, scheme: Scheme) -> Rows:
 
 
 def covering(top: torch.Tensor, bottom: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale and the zero point of groups that reach from `bottom` <= 0 to `top` >= 0, so that none clips."""
+    """Return the scale and the zero point of groups that reach from `bottom` <= 0 to `top` >= 0, so that none clips.
+
+    Scales end at float16's largest number: what they do not reach clips.
+    """
     wide = torch.maximum(top / scheme.high, bottom / scheme.low) if scheme.symmetric else (top - bottom) / scheme.high
     empty = (top == 0) & (bottom == 0)
     scale = as_float16(torch.where(empty, torch.ones_like(wide), wide))
