@@ -105,6 +105,7 @@ def _draw(parts: dict[str, list[Row]]) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(2, -(-len(parts) // 2), figsize=(15, 8), layout="constrained", squeeze=False)
     for axis, (title, rows) in zip(axes.flat, parts.items(), strict=False):
@@ -116,6 +117,9 @@ def _draw(parts: dict[str, list[Row]]) -> None:
             axis.errorbar(value, place, xerr=error, fmt="o", color=colour, capsize=3)
         axis.set_yticks(range(len(names)), names)
         axis.set(title=title, xlabel="KL(source || quantized), millinats per token", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(visible=True, which="both", alpha=0.2)
     for axis in axes.flat[len(parts) :]:
         axis.set_axis_off()
