@@ -31,7 +31,18 @@ def all_contestants(work: Path) -> list[Contestant]:
 
 def _edgec() -> list[Contestant]:
     script = HERE / "edgec_recipes.py"
-    recipes = ("rtn", "mse", "hqq", "kquant", "gptq", "awq+gptq", "quarot+gptq", "quarot+awq+gptq", "awq+autoround")
+    recipes = (
+        "rtn",
+        "mse",
+        "hqq",
+        "kquant",
+        "gptq",
+        "awq+gptq",
+        "quarot+gptq",
+        "quarot+awq+gptq",
+        "awq+autoround",
+        "quarot+autoround",
+    )
     alike = {name: {"recipe": name} for name in recipes}
     # The matrix that a rotation adds to a tied model counts; wider groups make up for it.
     wider = {"quarot+gptq, wider groups": {"recipe": "quarot+gptq", "wider": 2}}

@@ -12,6 +12,7 @@ from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import algorithm_of, autoround, gptq
 from edgec.quantize.fold import divide, find_fold
 from edgec.quantize.matrix import Matrix, by_input
+from edgec.quantize.pieces import for_rows
 from edgec.quantize.results import BlockResult
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.tensor import QuantizedTensor
@@ -124,7 +125,8 @@ class BlockWork:
 
     def put(self, m: Matrix, tensor: QuantizedTensor) -> None:
         self.tensors[m.weight] = tensor
-        self.weights[m.weight] = m.turn(tensor.dequantize().to(self.recipe.device))
+        if not ("logits" in self.runner.block.outputs and m is self.mine[-1]):  # that one nothing comes after
+            self.weights[m.weight] = m.turn(tensor.dequantize().to(self.recipe.device))
 
     def scale(self, name: str, groups: Mapping[str, Sequence[Matrix]]) -> list[str]:
         """Scale the inputs of each group of matrices; return why some were left alone."""
@@ -155,6 +157,6 @@ def _importance_of_table(table: Tensor, importance: Tensor) -> Tensor:
     The error of logits relative to their square, and that of looked-up rows relative to theirs, count the same. Inputs
     cannot make up for each other's errors in a row that is looked up, so there is no Hessian.
     """
-    square = table.square().sum(0)
+    square = torch.stack(for_rows(len(table), table.shape[1], lambda piece: table[piece].square().sum(0))).sum(0)
     tiny = torch.finfo(torch.float32).tiny
     return importance / (importance * square).sum().clamp(min=tiny) + 1 / square.sum().clamp(min=tiny)

@@ -1,9 +1,9 @@
 """Quantize a model block by block, each with the inputs that the quantized blocks before it give.
 
-Memory is bounded by the weights of one block (three copies in float32, twelve with `autoround`), the Hessian of its
-widest matrix (six copies, inputs x inputs), what 4096 tokens (four windows, if those are longer) are inside a block,
-and the hidden states of the whole calibration text (twice, tokens x hidden size; four times where an algorithm wants
-those of the float model too).
+Memory is bounded by the weights of one block and of the next, which are read meanwhile (four copies in float32, thirteen
+with `autoround`), the Hessian of its widest matrix (six copies, inputs x inputs), what 4096 tokens (four windows, if
+those are longer) are inside a block, and the hidden states of the whole calibration text (twice, tokens x hidden size;
+four times where an algorithm wants those of the float model too).
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from edgec.quantize.matrix import Matrix, matrices
 from edgec.quantize.results import BlockResult, Results, read_result
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.threads import one_thread
+from edgec.quantize.weights import one_ahead
 
 Tick = Callable[[str], object]
 
@@ -63,11 +64,14 @@ def quantize_model(
     last = next((i for i in reversed(range(len(paths))) if read_result(paths[i]) is None), -1)
     flow = Flow(windows, recipe.device)
     reference = Flow(windows, recipe.device) if _wants_reference(found, recipe) else None
-    for index, block in enumerate(blocks[: last + 1]):
+
+    def read(block: Block) -> Weights:
+        return {n: torch.from_numpy(np.asarray(t.numpy())).to(recipe.device) for n, t in block.weights.items()}
+
+    for index, (block, floats) in enumerate(one_ahead(read, blocks[: last + 1])):
         later = {name for other in blocks[index + 1 :] for name in other.inputs}
         mine = found[block.name]
         runner = TorchBlock(block, recipe.device)
-        floats = {n: torch.from_numpy(np.asarray(t.numpy())).to(recipe.device) for n, t in block.weights.items()}
         result = read_result(paths[index])
         if result is None:
             # Logits of a whole text do not fit in memory: the last block is not tuned to them.

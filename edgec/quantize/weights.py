@@ -45,7 +45,7 @@ def quantize_weights(
             they are alone.
     """
     weights = [(value, kind, choose(value, kind)) for value, kind in float_weights(model.graph)]
-    for (value, kind, _), stored in _one_ahead(lambda weight: _store_form(*weight, known), weights):
+    for (value, kind, _), stored in one_ahead(lambda weight: _store_form(*weight, known), weights):
         if isinstance(stored, Codes):
             replace_by_codes(model.graph, value, kind, stored, store)
         elif stored is not None:
@@ -72,7 +72,7 @@ def as_codes(tensor: "QuantizedTensor") -> Codes:
     return Codes(tensor.codes.numpy(), tensor.scales.numpy(), zeros, tensor.scheme, tensor.global_scale)
 
 
-def _one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+def one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Yield (item, function(item)) in order; the next one is worked on meanwhile, and no more than that."""
     with ThreadPoolExecutor(1) as worker:
         following = worker.submit(function, items[0]) if items else None
