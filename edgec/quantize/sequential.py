@@ -1,9 +1,9 @@
 """Quantize a model block by block, each with the inputs that the quantized blocks before it give.
 
-Memory is bounded by the weights of one block and of the next, which are read meanwhile (four copies in float32, thirteen
-with `autoround`), the Hessian of its widest matrix (six copies, inputs x inputs), what 4096 tokens (four windows, if
-those are longer) are inside a block, and the hidden states of the whole calibration text (twice, tokens x hidden size;
-four times where an algorithm wants those of the float model too).
+Memory is bounded by the weights of one block and of the next, which are read meanwhile (four copies in float32,
+thirteen with `autoround`), the Hessian of its widest matrix (six copies, inputs x inputs), what 4096 tokens (four
+windows, if those are longer) are inside a block, and the hidden states of the whole calibration text (twice, tokens x
+hidden size; four times where an algorithm wants those of the float model too).
 """
 
 from collections import Counter

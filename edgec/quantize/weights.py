@@ -75,9 +75,8 @@ def as_codes(tensor: "QuantizedTensor") -> Codes:
 def one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Yield (item, function(item)) in order; the next one is worked on meanwhile, and no more than that."""
     with ThreadPoolExecutor(1) as worker:
-        following = worker.submit(function, items[0]) if items else None
-        for item, after in zip(items, [*items[1:], None], strict=True):
-            assert following is not None
-            result = following.result()
-            following = worker.submit(function, after) if after is not None else None
+        following = [worker.submit(function, item) for item in items[:1]]
+        for number, item in enumerate(items, 1):
+            result = following.pop().result()
+            following += [worker.submit(function, after) for after in items[number : number + 1]]
             yield item, result
