@@ -19,14 +19,13 @@ from edgec.calibrate.cache import cache_dir, key
 from edgec.calibrate.dataset import Dataset, load_dataset
 from edgec.calibrate.overlap import check_overlap
 from edgec.calibrate.ranges import measure_clips
-from edgec.checkpoint.model import Checkpoint, read_finite
+from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError, UsageError
 from edgec.evaluate.corpus import Corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
 from edgec.evaluate.verify import blame, broken_bounds, check_exact, compare
 from edgec.frontends.architecture import Decoder
-from edgec.frontends.decoder import emit
 from edgec.generate.tokenizer import Tokenizer
 from edgec.graph.blocks import cut
 from edgec.graph.store import Store
@@ -40,7 +39,7 @@ from edgec.quantize.cache import cached, quantize_cache
 from edgec.quantize.results import Results
 from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms import ROTATION
-from edgec.quantize.transforms.quarot import rotate
+from edgec.quantize.transforms.quarot import emit_turned, turned
 from edgec.quantize.weights import needs_stats, quantize_weights
 from edgec.report.model import Blame, EvaluationText, Report, Stage, Verification
 from edgec.report.page import page
@@ -93,8 +92,8 @@ def build(
         artifact.mkdir()
         with _stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
-            source = _emit(decoder, checkpoint, plan)
-            canonical = _turned(_emit(decoder, checkpoint, plan), decoder, plan)
+            source = emit_turned(decoder, checkpoint, plan.context_length, ())
+            canonical = emit_turned(decoder, checkpoint, plan.context_length, plan.transforms)
         results = None
         if dataset is not None and _is_calibrated(plan):
             with _stage(stages, "calibrate"):
@@ -162,10 +161,6 @@ def _stage(stages: list[Stage], name: str) -> Iterator[None]:
     stages.append(Stage(name, time.perf_counter() - start, max(peak_rss_bytes(), peak_rss_of_children_bytes())))
 
 
-def _emit(decoder: Decoder, checkpoint: Checkpoint, plan: Plan) -> ir.Model:
-    return emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), plan.context_length)
-
-
 def _count_weights(decoder: Decoder) -> int:
     per_layer = sum(7 if layer.mlp.gate else 6 for layer in decoder.layers)
     return per_layer + (1 if decoder.tied else 2)
@@ -189,11 +184,6 @@ def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | Non
         raise UsageError("the calibration text is not what was planned with", where=changed[0], hint="build again")
     shared = () if corpus is None else check_overlap(dataset, corpus, tokenizer)
     return msgspec.structs.replace(dataset, remarks=(*dataset.remarks, *shared))
-
-
-def _turned(model: ir.Model, decoder: Decoder, plan: Plan) -> ir.Model:
-    """Return a float graph with the plan's rotation, if it has one."""
-    return rotate(model, decoder) if ROTATION in plan.transforms else model
 
 
 def _is_calibrated(plan: Plan) -> bool:
@@ -262,8 +252,8 @@ def _verify(
     guilty: tuple[Blame, ...] = ()
     if failures:
         # Blocks of a rotated model fit those of a rotated source.
-        turned = Streamed(cut(_turned(source, decoder, plan)), scratch)
-        guilty = blame(turned, cut(shipped), windows, say("find the cause", 8))
+        rotated = Streamed(cut(turned(source, decoder, plan.transforms)), scratch)
+        guilty = blame(rotated, cut(shipped), windows, say("find the cause", 8))
     return Verification(integers, exact, found, failures, guilty)
 
 

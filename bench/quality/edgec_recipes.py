@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from edgec import __version__
-from edgec.checkpoint.model import read_finite
 from edgec.checkpoint.open import open_checkpoint
 from edgec.frontends.architecture import Decoder
-from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.graph.blocks import cut
 from edgec.quantize.block import Recipe
@@ -21,7 +19,7 @@ from edgec.quantize.matrix import matrices
 from edgec.quantize.results import Results
 from edgec.quantize.scheme import Scheme
 from edgec.quantize.sequential import quantize_model
-from edgec.quantize.transforms.quarot import rotate
+from edgec.quantize.transforms.quarot import emit_turned
 
 HEAD_BITS = 16  # of the matrix that a rotation adds in front of a tied output matrix
 
@@ -32,10 +30,8 @@ def quantize(task: job.Job) -> job.Answer:
     checkpoint = open_checkpoint(task.source)
     decoder = describe(checkpoint)
     windows = task.windows().numpy()
-    model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), windows.shape[1])
+    model = emit_turned(decoder, checkpoint, windows.shape[1], transforms)
     rotated = "quarot" in transforms
-    if rotated:
-        rotate(model, decoder)
     scalings = tuple(name for name in transforms if name != "quarot")
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(

@@ -1,6 +1,6 @@
 """Cut a graph into its blocks, so that a model can be run with one block of weights in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -43,6 +43,11 @@ def cut(model: ir.Model) -> list[Block]:
         later = set().union(wanted_at_end, *needs[index + 1 :])
         blocks.append(_block(model, name, stretch, later))
     return blocks
+
+
+def read_later(blocks: Sequence[Block]) -> list[set[str]]:
+    """Return for each block the values that those after it read."""
+    return [{name for other in blocks[index:] for name in other.inputs} for index in range(1, len(blocks) + 1)]
 
 
 def _reads_only_weights(node: ir.Node) -> bool:

@@ -38,7 +38,7 @@ class TorchBlock:
     """
 
     def __init__(self, block: Block, device: str = "cpu") -> None:
-        self.block = block
+        self.block, self.device = block, device
         self.nodes = list(block.model.graph)
         unknown = sorted({node.op_type for node in self.nodes} - _OPERATORS.keys())
         if unknown:
@@ -48,6 +48,11 @@ class TorchBlock:
             for value in block.model.graph.initializers.values()
             if value.const_value is not None
         }
+
+    def load(self) -> dict[str, Tensor]:
+        """Read the block's weights, as the graph has them."""
+        weights = self.block.weights
+        return {name: torch.from_numpy(np.asarray(tensor.numpy())).to(self.device) for name, tensor in weights.items()}
 
     def run(
         self, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], keep: Collection[str]

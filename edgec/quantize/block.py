@@ -95,8 +95,7 @@ class BlockWork:
             stats = self.stats(name, members)
             for m in members:
                 self.round_off(m, stats)
-        # The logits of a whole text would take more memory than all else: matrices of the head stay as they start.
-        if self.starts and reference is not None and "logits" not in self.runner.block.outputs:
+        if self.starts and reference is not None:
             targets = reference.outputs(self.runner, self.floats)
             tuned = autoround.tune_block(self.runner, self.weights, self.starts, self.flow, targets, self.recipe.steps)
             for m, _, _ in self.starts:

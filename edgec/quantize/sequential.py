@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgec.calibrate import cache
 from edgec.calibrate.flow import Flow
-from edgec.graph.blocks import Block, cut
+from edgec.graph.blocks import Block, cut, read_later
 from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.block import BlockWork, Recipe, Weights
@@ -64,14 +64,10 @@ def quantize_model(
     last = next((i for i in reversed(range(len(paths))) if read_result(paths[i]) is None), -1)
     flow = Flow(windows, recipe.device)
     reference = Flow(windows, recipe.device) if _wants_reference(found, recipe) else None
-
-    def read(block: Block) -> Weights:
-        return {n: torch.from_numpy(np.asarray(t.numpy())).to(recipe.device) for n, t in block.weights.items()}
-
-    for index, (block, floats) in enumerate(one_ahead(read, blocks[: last + 1])):
-        later = {name for other in blocks[index + 1 :] for name in other.inputs}
-        mine = found[block.name]
-        runner = TorchBlock(block, recipe.device)
+    later = read_later(blocks)
+    runners = [TorchBlock(block, recipe.device) for block in blocks[: last + 1]]
+    for index, (runner, floats) in enumerate(one_ahead(TorchBlock.load, runners)):
+        mine = found[runner.block.name]
         result = read_result(paths[index])
         if result is None:
             # Logits of a whole text do not fit in memory: the last block is not tuned to them.
@@ -82,10 +78,10 @@ def quantize_model(
         else:
             weights = _changed(floats, mine, result)
         if index < last:
-            flow.advance(runner, weights, later)
+            flow.advance(runner, weights, later[index])
             if reference is not None:
-                reference.advance(runner, floats, later)
-        tick(block.name)
+                reference.advance(runner, floats, later[index])
+        tick(runner.block.name)
     return Results(paths)
 
 

@@ -1,6 +1,6 @@
 """Measure a whole mixture: what its graph predicts, how large its artifact is, and how fast here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Job, get_backend
 from edgec.calibrate.stats import Stats
-from edgec.checkpoint.model import Checkpoint, read_finite
+from edgec.checkpoint.model import Checkpoint
 from edgec.errors import MissingRuntimeError
 from edgec.evaluate.divergence import Divergence
 from edgec.evaluate.streamed import stream
 from edgec.evaluate.verify import compare_graphs
 from edgec.frontends.architecture import Decoder
-from edgec.frontends.decoder import emit
 from edgec.graph.store import Store
 from edgec.graph.weights import Codes, float_weights, load, matrix_name
 from edgec.measure.latency import measure_decoder
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
-from edgec.quantize.transforms import ROTATION
-from edgec.quantize.transforms.quarot import rotate
+from edgec.quantize.transforms.quarot import emit_turned
 from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.plan import Plan, resolve
 from edgec.spec.profile import Profile
@@ -129,12 +127,6 @@ class Checker:
         samples = measure_decoder(session, **settings).token_samples_ms
         # Whatever else a machine does makes it slower: the quietest repeat is nearest to the truth.
         return min(median(repeat) for repeat in samples)
-
-
-def emit_turned(decoder: Decoder, checkpoint: Checkpoint, context: int, transforms: Sequence[str]) -> ir.Model:
-    """Return the float graph for so many tokens, rotated if the transforms of a profile say so."""
-    model = emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), context)
-    return rotate(model, decoder) if ROTATION in transforms else model
 
 
 def _ignore(_: object) -> None:

@@ -1,7 +1,6 @@
 """A choice as a profile that `edgec build` takes."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import msgspec
 from edgec.quantize.scheme import Scheme
 from edgec.spec.layers import matching
 from edgec.spec.profile import Activations, LayerWeights, Profile
+from edgec.tune.problem import base_candidate
 from edgec.tune.units import EMBEDDING, Candidate, Unit
 
 
@@ -33,10 +33,7 @@ def tuned_profile(
     """
     embedding = next(candidate for unit, candidate in choice.items() if unit.name == EMBEDDING)
     layers = {unit: candidate for unit, candidate in choice.items() if unit.name != EMBEDDING}
-    counts = Counter(dict.fromkeys(layers.values(), 0))
-    for unit, candidate in layers.items():
-        counts[candidate] += len(unit.matrices)
-    most = counts.most_common(1)[0][0]
+    most = base_candidate(choice)
     overrides = tuple(
         LayerWeights(
             match=unit.matrices[0] if len(unit.matrices) == 1 else unit.matrices,

@@ -71,7 +71,7 @@ def find(problem: Problem, budget: Budget, check: Check) -> Found:
     Raises:
         PlanError: no choice is inside the budget; it says the nearest one.
     """
-    limits = _Perplexity(problem, budget.limit) if budget.kind == "perplexity" else _Cost(problem, budget.limit)
+    limits = _limits(problem, budget)
     found: dict[tuple[int, ...], Found] = {}
 
     def measure(solution: Solution) -> Round:
@@ -115,11 +115,14 @@ def _alike(limits: "_Cost | _Perplexity") -> list[Choice]:
 
 def as_round(problem: Problem, budget: Budget, choice: Choice, measured: Measured, before: Found) -> Round:
     """Return what became of a choice that was not solved for here."""
-    perplexity = budget.kind == "perplexity"
-    limits = _Perplexity(problem, budget.limit) if perplexity else _Cost(problem, budget.limit)
+    limits = _limits(problem, budget)
     limits.fixed = before.fixed
     value = limits.value(measured)
     return _round(problem, budget, choice, measured, limits.predicted(choice), value, before.round.gap)
+
+
+def _limits(problem: Problem, budget: Budget) -> "_Cost | _Perplexity":
+    return _Perplexity(problem, budget.limit) if budget.kind == "perplexity" else _Cost(problem, budget.limit)
 
 
 def _round(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgec.calibrate.flow import Flow, measure
 from edgec.calibrate.stats import Stats
-from edgec.graph.blocks import cut
+from edgec.graph.blocks import cut, read_later
 from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.torch_run import TorchBlock
 from edgec.quantize.algorithms import algorithm_of
@@ -54,8 +54,7 @@ class Sensitivity:
         self.blocks = [TorchBlock(block) for block in cut(model)]
         self.windows = windows
         self.stats: dict[str, Stats] = {}
-        inputs = [block.block.inputs for block in self.blocks]
-        self.later = [{name for names in inputs[index + 1 :] for name in names} for index in range(len(inputs))]
+        self.later = read_later([block.block for block in self.blocks])
 
     @torch.no_grad()
     def measure(
@@ -69,7 +68,7 @@ class Sensitivity:
         tick("float model")
         head = self.blocks[-1]
         final = _Fork(Flow(self.windows), [dict.fromkeys(head.block.inputs, self.reference)])
-        self._measure_stats(final, head, load_weights(head), matrices(head.block))
+        self._measure_stats(final, head, head.load(), matrices(head.block))
         self._report([v for v in todo if v.unit.name == EMBEDDING], self._embedding(todo), found)
         tick(EMBEDDING)
         flow = Flow(self.windows)
@@ -90,7 +89,7 @@ class Sensitivity:
         ordered, states = [], []
         for index in (first, first + 1):
             block = self.blocks[index]
-            weights, members = load_weights(block), matrices(block.block)
+            weights, members = block.load(), matrices(block.block)
             self._measure_stats(flow, block, weights, members)
             names = {matrix.node for matrix in members}
             for variant in (v for v in todo if names.issuperset(v.unit.matrices)):
@@ -104,7 +103,7 @@ class Sensitivity:
             self._advance(flow, index, weights)
         if states:
             final = self._final(self._run(_Fork(flow, states), first + 2))
-            self._report(ordered, self._divergences(final, load_weights(self.blocks[-1])), found)
+            self._report(ordered, self._divergences(final, self.blocks[-1].load()), found)
 
     def _embedding(self, todo: Sequence[Variant]) -> list[float]:
         """Return the divergence of each variant of the embedding and the output matrix."""
@@ -112,10 +111,10 @@ class Sensitivity:
         for variant in (v for v in todo if v.unit.name == EMBEDDING):
             flow = Flow(self.windows)
             for index, block in enumerate(self.blocks[:-1]):
-                weights = load_weights(block)
+                weights = block.load()
                 tables = [matrix for matrix in matrices(block.block) if matrix.input is None]
                 self._advance(flow, index, weights | self._quantized(variant, tables, weights))
-            head = load_weights(self.blocks[-1])
+            head = self.blocks[-1].load()
             changed = head | self._quantized(variant, matrices(self.blocks[-1].block), head)
             results += self._divergences(self._final(flow), changed)
         return results
@@ -145,7 +144,7 @@ class Sensitivity:
 
     def _advance(self, flow: Flow, index: int, weights: Weights | None = None) -> None:
         block = self.blocks[index]
-        flow.advance(block, load_weights(block) if weights is None else weights, self.later[index])
+        flow.advance(block, block.load() if weights is None else weights, self.later[index])
 
     def _final(self, flow: Flow) -> Tensor:
         """Return what goes into the head, (rows, tokens, hidden)."""
@@ -156,7 +155,7 @@ class Sensitivity:
         """Return the mean KL of each variant in `final`, (variants * windows, tokens, hidden)."""
         head = self.blocks[-1]
         (name,) = head.block.inputs
-        weights = load_weights(head)
+        weights = head.load()
         variants = final.view(-1, *self.reference.shape)
         sums = torch.zeros(len(variants), dtype=torch.float64)
         rows = self.reference.flatten(0, 1)
@@ -207,8 +206,3 @@ def dequantized(rows: Tensor, storage: Storage, stats: Stats | None) -> Tensor:
     if isinstance(chosen, Scheme):
         return algorithm_of(chosen).quantize(rows, stats, chosen).dequantize()
     return rows.half().float() if storage == "fp16" else rows
-
-
-def load_weights(block: TorchBlock) -> Weights:
-    """Read a block's weights, as the graph has them."""
-    return {name: torch.from_numpy(np.array(tensor.numpy())) for name, tensor in block.block.weights.items()}

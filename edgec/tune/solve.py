@@ -62,8 +62,8 @@ def minimise(objective: Table, limited: Table, limit: float) -> Solution | None:
     best = _improved(objective, limited, limit, nearest if choice is None else choice)
     room = total(objective, best) - bound
     if room > _ROUNDING * total(objective, best):
-        worse = _worse(objective, limited, price)
-        core = worse <= room
+        priced = _priced(objective, limited, price)
+        core = priced - priced.min(axis=1, keepdims=True) <= room
         core[np.arange(len(best)), best] = True
         found, proven = _milp(np.where(core, objective, np.inf), limited, limit, room)
         best = min((best, *found), key=lambda choice: total(objective, choice))
@@ -77,11 +77,10 @@ def cheapest(objective: Table, limited: Table) -> Solution:
     return Solution(np.where(np.isfinite(objective), limited, np.inf).argmin(axis=1), 0.0)
 
 
-def _worse(objective: Table, limited: Table, price: float) -> Table:
-    """Return by how much each candidate is worse than the best of its unit at a price; infinite where not allowed."""
-    reduced = objective + price * np.where(np.isfinite(objective), limited, 0.0)
-    worse: Table = reduced - reduced.min(axis=1, keepdims=True)
-    return worse
+def _priced(objective: Table, limited: Table, price: float) -> Table:
+    """Return the objective with what is limited at a price; infinite where not allowed."""
+    priced: Table = objective + price * np.where(np.isfinite(objective), limited, 0.0)
+    return priced
 
 
 def _relaxed(objective: Table, limited: Table, limit: float) -> tuple[float, float, Choice | None]:
@@ -92,9 +91,9 @@ def _relaxed(objective: Table, limited: Table, limit: float) -> tuple[float, flo
     prices = np.unique(np.concatenate([[0.0], prices[np.isfinite(prices) & (prices > 0) & (less > 0)]]))
 
     def at(price: float) -> tuple[float, Choice]:
-        reduced = objective + price * np.where(np.isfinite(objective), limited, 0.0)
-        ties = reduced <= reduced.min(axis=1, keepdims=True) * (1 + _ROUNDING)
-        return float(reduced.min(axis=1).sum()) - price * limit, np.where(ties, limited, np.inf).argmin(axis=1)
+        priced = _priced(objective, limited, price)
+        ties = priced <= priced.min(axis=1, keepdims=True) * (1 + _ROUNDING)
+        return float(priced.min(axis=1).sum()) - price * limit, np.where(ties, limited, np.inf).argmin(axis=1)
 
     # The sum of `limited` falls with the price: the bound is largest where it falls below the limit.
     low, high = 0, len(prices)

@@ -22,12 +22,13 @@ from edgec.evaluate.verify import broken_quality
 from edgec.frontends.architecture import Decoder
 from edgec.generate.tokenizer import Tokenizer
 from edgec.quantize.transforms import ROTATION
+from edgec.quantize.transforms.quarot import emit_turned
 from edgec.spec.load import THIS_MACHINE
 from edgec.spec.plan import Plan
 from edgec.spec.profile import Calibration, Profile, Verify
 from edgec.spec.target import Target
 from edgec.tune.budget import Budget
-from edgec.tune.check import Checker, Measured, emit_turned
+from edgec.tune.check import Checker, Measured
 from edgec.tune.page import compared, reasons
 from edgec.tune.pareto import Point, front, uniform
 from edgec.tune.problem import Problem, cost_tables, measure_kl

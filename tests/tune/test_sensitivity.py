@@ -14,9 +14,9 @@ from edgec.graph.store import Store
 from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.weights import float_weights, load, matrix_name
 from edgec.quantize.algorithms import algorithm_of
+from edgec.quantize.transforms.quarot import emit_turned
 from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.load import load_profile, load_target
-from edgec.tune.check import emit_turned
 from edgec.tune.sensitivity import Sensitivity, Variant, kl
 from edgec.tune.units import candidates_of, units_of
 

@@ -12,18 +12,21 @@ Source: Ashkboos et al. 2024, QuaRot (arXiv:2404.00456), section 4 without the o
 SpinQuant (arXiv:2405.16406), R1 and R2 with random Hadamard matrices.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.frontends.architecture import Decoder
+from edgec.frontends.decoder import emit
 from edgec.frontends.rotation import check_rotation
 from edgec.graph.rewrite import lazy
 from edgec.graph.store import shape_of
 from edgec.graph.tags import BLOCK, HEAD_ROTATION, SOURCE
 from edgec.quantize.hadamard import Rotation, random_rotation
+from edgec.quantize.transforms import ROTATION
 
 Array = NDArray[np.float32]
 Change = Callable[[Array], Array]
@@ -32,6 +35,16 @@ Nodes = Mapping[str, ir.Node]
 
 # In each layer: the branch, the matrices that read the residual stream, the one that writes it.
 _BRANCHES = (("attention", ("q", "k", "v"), "o"), ("mlp", ("gate", "up"), "down"))
+
+
+def emit_turned(decoder: Decoder, checkpoint: Checkpoint, context: int, transforms: Sequence[str]) -> ir.Model:
+    """Return the float graph for so many tokens, rotated if the transforms of a profile say so."""
+    return turned(emit(decoder, checkpoint, lambda name: read_finite(checkpoint, name), context), decoder, transforms)
+
+
+def turned(model: ir.Model, decoder: Decoder, transforms: Sequence[str]) -> ir.Model:
+    """Return a float graph, rotated in place if the transforms of a profile say so."""
+    return rotate(model, decoder) if ROTATION in transforms else model
 
 
 def rotate(model: ir.Model, decoder: Decoder, seed: int = 0) -> ir.Model:
