@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from edgec.calibrate.npy import ArrayFile, open_npz
 from edgec.errors import UsageError
 
 Batch = dict[str, NDArray[Any]]
+
+Labels = NDArray[Any] | list[str]
+"""What is right for each sample: class indices (int64), numbers to be predicted (float), or texts."""
 
 
 def load_arrays(
@@ -45,6 +48,22 @@ def load_arrays(
         raise UsageError(f"the samples cannot be read: {error.strerror or error}", where=str(path)) from error
 
 
+def open_samples(file: IO[bytes], where: str) -> tuple[dict[str, ArrayFile], int]:
+    """Read the headers of an .npz file of samples; return its arrays by their names, and how many samples they hold.
+
+    Raises:
+        UsageError: this is no such file, or its arrays do not have the same number of samples.
+    """
+    arrays = open_npz(file, where)
+    counts = {array.shape[0] for array in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise UsageError(
+            f"the arrays must have the same number of samples along their first axes, not none: {shapes}", where=where
+        )
+    return arrays, counts.pop()
+
+
 def choose(count: int, samples: int, seed: int) -> list[int]:
     """Return which of `count` samples to take, in order."""
     first = heapq.nsmallest(samples, range(count), lambda index: keyed_hash(index.to_bytes(8, "little"), seed))
@@ -63,15 +82,8 @@ def _from_folder(folder: Path, samples: int, batch: int, seed: int, pictures: Pi
 
 def _from_archive(path: Path, samples: int, batch: int, seed: int) -> Iterator[Batch]:
     with path.open("rb") as file:
-        arrays = open_npz(file, str(path))
-        counts = {array.shape[0] for array in arrays.values()}
-        if len(counts) != 1 or 0 in counts:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise UsageError(
-                f"the arrays must have the same number of samples along their first axes, not none: {shapes}",
-                where=str(path),
-            )
-        yield from _batches(arrays, choose(counts.pop(), samples, seed), batch)
+        arrays, count = open_samples(file, str(path))
+        yield from _batches(arrays, choose(count, samples, seed), batch)
 
 
 def _batches(arrays: dict[str, ArrayFile], chosen: list[int], batch: int) -> Iterator[Batch]:

@@ -1,89 +1,23 @@
 """Find the range in which to round an activation, from what flows through a model, in bounded memory."""
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgec.calibrate.calibrators import calibrator_named
+from edgec.calibrate.histogram import Histogram
 from edgec.errors import CheckpointError
 from edgec.evaluate.streamed import Streamed
 from edgec.graph.blocks import Block, cut
 
 Array = NDArray[Any]
-Method = Literal["minmax", "percentile", "mse"]
 
-_BINS = 2048
-_KEPT = 0.9999
-_CANDIDATES = 128
-_STEPS = 127
-"""Of int8, on each side of 0."""
-
-
-class Histogram:
-    """Counts of |x| in bins of one width, which doubles when a larger number comes: all the memory it takes.
-
-    Edges are multiples of a power of two, so pairs of bins merge exactly: the counts are those of all numbers at once,
-    whatever the order that they come in.
-    """
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(_BINS, np.int64)
-        self.limit = 0.0
-        self.largest = 0.0
-
-    def add(self, x: Array) -> None:
-        """Count the numbers of an array of any shape.
-
-        Raises:
-            ValueError: one is not finite.
-        """
-        sizes = np.abs(x, dtype=np.float64).ravel()
-        largest = float(sizes.max(initial=0.0))
-        if not math.isfinite(largest):
-            raise ValueError("numbers that are not finite")
-        self.largest = max(self.largest, largest)
-        if not self.largest:
-            self.counts[0] += sizes.size  # of any width
-            return
-        self._widen(math.ldexp(1.0, math.frexp(self.largest)[1]))  # more than the largest: no number is on the edge
-        self.counts += np.bincount((sizes * (_BINS / self.limit)).astype(np.int64), minlength=_BINS)
-
-    def _widen(self, limit: float) -> None:
-        self.limit = self.limit or limit
-        while self.limit < limit:
-            merged = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.concatenate([merged, np.zeros_like(merged)])
-            self.limit *= 2
-
-    def range(self, method: Method) -> float:
-        """Return the size from which numbers are clipped; 0 where all are 0.
-
-        "minmax" clips nothing, "percentile" the largest ten-thousandth, "mse" what gives the smallest mean square of
-        rounding to int8 and clipping together, numbers lying evenly in their bins.
-        """
-        if method == "minmax" or not self.largest:
-            return self.largest
-        if method == "percentile":
-            kept = np.searchsorted(np.cumsum(self.counts), _KEPT * self.counts.sum())
-            return min(self.largest, (int(kept) + 1) * self.limit / _BINS)
-        candidates = self.largest * np.arange(1, _CANDIDATES + 1) / _CANDIDATES
-        return float(candidates[np.argmin([self._error(clip) for clip in candidates])])
-
-    def _error(self, clip: float) -> float:
-        """Return the sum of squares that rounding in 127 steps up to `clip` costs, but for a constant factor."""
-        edges = np.arange(_BINS + 1) * (self.limit / _BINS)
-        inside, outside = np.minimum(edges, clip), np.maximum(edges, clip)
-        step = clip / _STEPS
-        # Integrals from 0 of the squared distance to the nearest step, and from the clip of that to the clip.
-        whole = np.round(inside / step)
-        rounding = whole * (step**3 / 12) + (inside - whole * step) ** 3 / 3
-        clipping = (outside - clip) ** 3 / 3
-        return float(self.counts @ np.diff(rounding + clipping))
+_LEVELS = 256
 
 
 def measure_clips(
@@ -92,7 +26,7 @@ def measure_clips(
     windows: NDArray[np.int64],
     folder: Path,
     *,
-    method: Method,
+    method: str,
     tick: Callable[[str], object] = lambda _: None,
     threads: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
@@ -105,7 +39,7 @@ def measure_clips(
         parts: the values, and in how many equal parts of their last axis each has a range of its own.
         windows: token ids (n, tokens); each row is a context of its own.
         folder: where the weights file of the graph is, and for the file of one block at a time.
-        method: see `Histogram.range`.
+        method: a calibrator.
         tick: called with the name of each block.
         threads: of ONNX Runtime; 0 takes all cores.
 
@@ -117,7 +51,8 @@ def measure_clips(
     """
     recorder = _Recorder(cut(model), parts, folder, threads)
     recorder.hidden(windows, tick)
-    return {name: np.array([histogram.range(method) for histogram in recorder.histograms[name]]) for name in parts}
+    find_range = calibrator_named(method).find_range
+    return {name: np.array([find_range(h, _LEVELS, True)[1] for h in recorder.histograms[name]]) for name in parts}
 
 
 class _Recorder(Streamed):

@@ -1,0 +1,22 @@
+"""Harmonic mean of precision and recall: class 1 of two, else the mean over classes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.evaluate.metrics import Part, Setting, Stats, Weights
+from edgec.evaluate.metrics._confusion import average, counts, pairs
+
+NEEDS_LABELS = True
+HIGHER_IS_BETTER = True
+IS_FLAG = False
+
+
+def per_sample(part: Part, setting: Setting) -> Stats:
+    """Return (n, 3): the class that is right, the predicted one, and how many classes there are."""
+    return pairs(part, setting)
+
+
+def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
+    """Return (r,), 0 to 1."""
+    right, predicted, there = counts(stats, weights)
+    return average(2 * right, predicted + there, predicted + there > 0)
