@@ -86,28 +86,28 @@ def build(
     dataset = _dataset(checkpoint.tokenizer_files(), plan, corpus)
     stages: list[Stage] = []
     backend = get_backend(plan.backend)
-    with _no_collection(), staged(out) as folder:
+    with no_collection(), staged(out) as folder:
         scratch, artifact = folder / "scratch", folder / ARTIFACT
         scratch.mkdir()
         artifact.mkdir()
-        with _stage(stages, "open"):
+        with stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
             source = emit_turned(decoder, checkpoint, plan.context_length, ())
             canonical = emit_turned(decoder, checkpoint, plan.context_length, plan.transforms)
         results = None
         if dataset is not None and _is_calibrated(plan):
-            with _stage(stages, "calibrate"):
+            with stage(stages, "calibrate"):
                 results = _calibrate(canonical, decoder, dataset, plan, say("calibrate", 0))
                 results.put_floats(canonical)
-        with _stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
+        with stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
             tick = say("quantize", _count_weights(decoder))
             known = results.codes if results else lambda _: None
             quantize_weights(canonical, lambda value, _: plan.storage_of(matrix_name(value)), store, tick, known)
         shipped = canonical
         if dataset is not None and _has_ranges(plan):
-            with _stage(stages, "find ranges"):
+            with stage(stages, "find ranges"):
                 shipped = _with_ranges(canonical, plan, dataset, scratch, say)
-        with _stage(stages, "compile"):
+        with stage(stages, "compile"):
             tick = say("compile", 0)
             job = Job(shipped, decoder, plan, target, checkpoint.config, tokenizer_files)
             remarks = backend.compile_decoder(job, artifact, tick)
@@ -115,12 +115,12 @@ def build(
         verification = latency = None
         not_run = backend.not_run(artifact)
         if corpus is not None:
-            with _stage(stages, "verify"):
+            with stage(stages, "verify"):
                 verification = _verify(
                     source, decoder, canonical, shipped, backend, plan, corpus, scratch, artifact, say
                 )
         if corpus is not None and not_run is None:
-            with _stage(stages, "measure"):
+            with stage(stages, "measure"):
                 latency = _measure(backend, artifact, plan, say)
         _remove_scratch(scratch)
         report = Report(
@@ -143,7 +143,7 @@ def build(
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Switch Python's cycle collector off: graphs live to the end, and scanning them takes a sixth of a build."""
     was_on = gc.isenabled()
     gc.disable()
@@ -155,7 +155,7 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _stage(stages: list[Stage], name: str) -> Iterator[None]:
+def stage(stages: list[Stage], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     stages.append(Stage(name, time.perf_counter() - start, max(peak_rss_bytes(), peak_rss_of_children_bytes())))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgec.backends
+from edgec.backends.network import NETWORK_FILE, NetworkMode, NetworkSession, read_network_settings
 from edgec.backends.session import Session
 from edgec.errors import BundleError
 from edgec.spec.operation import Kernel, Operation
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.frontends.architecture import Decoder
+    from edgec.frontends.network import Network
     from edgec.graph.weights import Codes
     from edgec.quantize.scheme import Scheme
+    from edgec.spec.network_plan import NetworkPlan
     from edgec.spec.plan import Plan
     from edgec.spec.target import Target
 
@@ -118,6 +121,55 @@ class Limits:
     activations: frozenset[str] = frozenset({"float", "dynamic", "static"})
 
 
+@dataclass(frozen=True)
+class NetworkJob:
+    """What an artifact of a network is made from.
+
+    Args:
+        model: the canonical graph, quantized; not changed.
+        network: what it was made from.
+    """
+
+    model: "ir.Model"
+    network: "Network"
+    plan: "NetworkPlan"
+    target: "Target"
+
+
+@dataclass(frozen=True)
+class NetworkLimits:
+    """How a backend takes networks.
+
+    Args:
+        follow: operators that it runs on integers, besides convolutions and products, for 8-bit inputs and outputs.
+        symmetric_activations: whether it takes activations as int8 around 0 only.
+        round_convolutions: whether its int8 convolutions give integers only.
+        weights: how it takes weights.
+        activations: what it can multiply int8 weights with.
+        domains: of the operators that it has.
+    """
+
+    follow: frozenset[str]
+    symmetric_activations: bool = False
+    round_convolutions: bool = False
+    weights: frozenset[str] = frozenset({"fp32", "fp16", "int8"})
+    activations: frozenset[str] = frozenset({"static", "dynamic", "float"})
+    domains: frozenset[str] = frozenset({""})
+
+
+@dataclass(frozen=True)
+class Integers8:
+    """The int8 weights and the grids of activations that an artifact of a network holds.
+
+    Args:
+        weights: name -> (codes (outputs, everything else) int8, scales (outputs,) float32).
+        grids: rounded value -> (scale, zero point as if integers were unsigned 0..255).
+    """
+
+    weights: "Mapping[str, tuple[NDArray[np.int8], NDArray[np.float32]]]"
+    grids: Mapping[str, tuple[float, int]]
+
+
 class Settings(Protocol):
     """What an artifact says about itself."""
 
@@ -140,12 +192,14 @@ class Backend(Protocol):
         EXTRA: the extra that installs what it needs to compile, None for the core.
         PACKAGES: packages that decide the bytes of its artifacts.
         LIMITS: what it stores, and what it cannot.
+        NETWORKS: the same for networks.
     """
 
     MARKER: str
     EXTRA: str | None
     PACKAGES: tuple[str, ...]
     LIMITS: Limits
+    NETWORKS: NetworkLimits
 
     def require_compiler(self, target: "Target") -> None:
         """Make sure, before any work, that the packages are installed which compile for `target`.
@@ -176,6 +230,30 @@ class Backend(Protocol):
             MissingRuntimeError: its runtime is not installed here.
             UsageError: `max_length` is more than its context length.
         """
+        ...
+
+    def compile_network(self, job: NetworkJob, folder: Path) -> tuple[str, ...]:
+        """Write the artifact of a network into the empty directory `folder`.
+
+        Returns:
+            Remarks: what the artifact lacks, and why.
+
+        Raises:
+            PlanError: the vendor's compiler refuses the graph.
+        """
+        ...
+
+    def open_network(self, artifact: Path, mode: NetworkMode, *, threads: int | None = None) -> NetworkSession:
+        """Load an artifact of a network; `threads` None leaves their number to the runtime.
+
+        Raises:
+            BundleError: it is incomplete or damaged.
+            MissingRuntimeError: its runtime is not installed here.
+        """
+        ...
+
+    def read_integers(self, artifact: Path) -> Integers8:
+        """Return the integers in the files of an artifact of a network."""
         ...
 
     def kernel_of(self, operation: Operation, plan: "Plan", target: "Target") -> Kernel:
@@ -241,6 +319,8 @@ def backend_of(artifact: Path) -> Backend:
     Raises:
         BundleError: it is no artifact.
     """
+    if (artifact / NETWORK_FILE).is_file():
+        return get_backend(read_network_settings(artifact).backend)
     for name in backend_names():
         if (artifact / get_backend(name).MARKER).is_file():
             return get_backend(name)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli import _network
 from edgec.cli._console import json_option, print_json, print_table, progress, say
-from edgec.cli.plan import plan_options, resolve_plan
-from edgec.errors import RegressionError, require
+from edgec.cli.plan import DECODER_PROFILE, plan_options, resolve_plan
+from edgec.errors import OutputError, RegressionError, require
 
 if TYPE_CHECKING:
     from edgec.evaluate.corpus import Corpus
@@ -21,6 +22,12 @@ _EXPLAINS = 0.1
 
 @click.command()
 @plan_options
+@_network.source_options
+@_network.data_option
+@click.option("--eval-data", metavar="PATH", help="Samples to measure a network on.  [default: text, if it takes it]")
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="What to measure of a network, such as top1; repeatable."
+)
 @click.option("--out", "-o", type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
 @click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure quality on.")
 @click.option("--no-verify", is_flag=True, help="Skip verification and measurement; the report says so.")
@@ -28,10 +35,17 @@ _EXPLAINS = 0.1
 def command(
     checkpoint: str,
     target: str,
-    profile: str,
+    profile: str | None,
     backend: str | None,
     ignore_config: tuple[str, ...],
     no_fallback: bool,
+    task: str | None,
+    inputs: tuple[str, ...],
+    state: Path | None,
+    fixed: tuple[str, ...],
+    calibration_data: str | None,
+    eval_data: str | None,
+    metrics: tuple[str, ...],
     out: Path | None,
     eval_text: Path | None,
     no_verify: bool,
@@ -39,20 +53,22 @@ def command(
 ) -> None:
     """Compile CHECKPOINT into a verified bundle for a target.
 
-    CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id. The bundle appears whole or not at all. Exit code
-    1 means that it was built, but is outside the profile's bounds.
+    CHECKPOINT is a Hugging Face directory, a GGUF file or a hub id; for other models than decoder language models also
+    an .onnx file, a .pt2 file, or package.module:factory, which is imported and called. The bundle appears whole or not
+    at all. Exit code 1 means that it was built, but is outside the profile's bounds.
     """
     from edgec.backends.backend import get_backend
-    from edgec.errors import OutputError
+    from edgec.frontends.source import NetworkOptions, is_network
 
+    if is_network(checkpoint, task):
+        options = NetworkOptions(task, inputs, state, fixed)
+        found = _network.resolve(checkpoint, target, profile or _network.PROFILE, backend, options, calibration_data)
+        _build_network(found, checkpoint, out, eval_data, metrics, verify=not no_verify, as_json=as_json)
+        return
     opened, decoder, device, plan, kernels = resolve_plan(
-        checkpoint, target, profile, backend, ignore_config, no_fallback
+        checkpoint, target, profile or DECODER_PROFILE, backend, ignore_config, no_fallback
     )
-    bundle = out or Path(
-        f"{opened.path.stem if opened.path.is_file() else opened.path.name}-{plan.target}-{plan.profile}"
-    )
-    if bundle.exists():
-        raise OutputError(f"'{bundle}' exists already", hint="choose another name with --out, or remove it first")
+    bundle = _bundle(out, opened.path.stem if opened.path.is_file() else opened.path.name, plan.target, plan.profile)
     require("torch", "build")
     require("onnx_ir", "build")
     get_backend(plan.backend).require_compiler(device)
@@ -61,12 +77,7 @@ def command(
     from edgec.build import build
 
     with progress() as bar:
-
-        def announce(stage: str, steps: int) -> Callable[[str], object]:
-            task = bar.add_task(stage, total=steps or None)
-            return lambda _: bar.advance(task)
-
-        report = build(opened, decoder, device, plan, bundle, corpus=corpus, say=announce)
+        report = build(opened, decoder, device, plan, bundle, corpus=corpus, say=_announcer(bar))
     if as_json:
         print_json({"bundle": bundle, "plan": plan, "report": report})
     else:
@@ -80,6 +91,52 @@ def command(
             where=str(bundle),
             hint=_advice(report.verification),
         )
+
+
+def _build_network(
+    found: _network.Resolved,
+    source: str,
+    out: Path | None,
+    eval_data: str | None,
+    metrics: tuple[str, ...],
+    *,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    bundle = _bundle(out, Path(source.replace(":", ".")).stem, found.plan.target, found.plan.profile)
+    with progress() as bar:
+        report = _network.build(found, bundle, eval_data, metrics, _announcer(bar), verify=verify)
+    if as_json:
+        print_json({"bundle": bundle, "plan": found.plan, "report": report})
+    else:
+        from edgec.report.network import summary
+
+        build = ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in report.stages)
+        memory = f"{max(stage.peak_rss_bytes for stage in report.stages) / 2**20:.0f} MiB"
+        print_table(("", ""), [*summary(found.plan, report), ("build", build), ("peak memory", memory)])
+        say(f"bundle: {bundle}")
+    if report.verification and report.verification.failures:
+        raise RegressionError(
+            "the bundle was built, but is outside its profile's bounds: " + "; ".join(report.verification.failures),
+            where=str(bundle),
+            hint="try another range or `equalize`, let more nodes stay in float (`keep_float`), or allow for it",
+        )
+
+
+def _bundle(out: Path | None, name: str, target: str, profile: str) -> Path:
+    """Return where the bundle goes; nothing is there yet."""
+    bundle = out or Path(f"{name}-{target}-{profile}")
+    if bundle.exists():
+        raise OutputError(f"'{bundle}' exists already", hint="choose another name with --out, or remove it first")
+    return bundle
+
+
+def _announcer(bar: Any) -> Callable[[str, int], Callable[[str], object]]:
+    def announce(stage: str, steps: int) -> Callable[[str], object]:
+        task = bar.add_task(stage, total=steps or None)
+        return lambda _: bar.advance(task)
+
+    return announce
 
 
 def _advice(verification: "Verification") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgec.cli import _network
 from edgec.cli._console import json_option, print_json, print_table, progress, say
 from edgec.errors import require
 
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
 @click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text.  [default: the plan's]")
-@click.option("--source", metavar="CHECKPOINT", help="Compare with this checkpoint, token by token.")
+@click.option(
+    "--source", metavar="CHECKPOINT", help="Compare with this checkpoint, token by token or sample by sample."
+)
+@click.option("--eval-data", metavar="PATH", help="Samples to measure a network on.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="What to measure of a network; repeatable.")
+@click.option("--samples", type=click.IntRange(min=1), help="How many, of a network.  [default: the plan's]")
+@_network.source_options
 @click.option("--tokens", type=click.IntRange(min=2), help="How many tokens.  [default: the plan's]")
 @click.option("--window", type=click.IntRange(min=2), help="Tokens in one window.  [default: the plan's]")
 @click.option("--ignore-config", multiple=True, metavar="KEY", help="As for build; with --source.")
@@ -28,19 +35,31 @@ def command(
     source: str | None,
     tokens: int | None,
     window: int | None,
+    eval_data: str | None,
+    metrics: tuple[str, ...],
+    samples: int | None,
+    task: str | None,
+    inputs: tuple[str, ...],
+    state: Path | None,
+    fixed: tuple[str, ...],
     ignore_config: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure the perplexity of BUNDLE in shipped mode.
+    """Measure the quality of BUNDLE in shipped mode: perplexity, or for other models what --metric names.
 
-    With --source also its perplexity ratio, KL divergence and top-1 agreement against the checkpoint that it was built
-    from; that needs the `build` extra.
+    With --source also how far it is from the checkpoint that it was built from; that needs the `build` extra.
     """
     from edgec.backends.backend import backend_of
-    from edgec.bundle.open import find_artifact, read_plan
+    from edgec.bundle.open import find_artifact, is_network_bundle, read_plan
     from edgec.evaluate.corpus import load_corpus
     from edgec.generate.tokenizer import Tokenizer
 
+    if is_network_bundle(bundle):
+        from edgec.frontends.source import NetworkOptions
+
+        options = NetworkOptions(task, inputs, state, fixed)
+        _network.evaluate(bundle, source, options, eval_data, metrics, samples, as_json=as_json)
+        return
     if source:
         require("onnx_ir", "build")
     artifact, plan = find_artifact(bundle), read_plan(bundle)

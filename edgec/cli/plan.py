@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli import _network
 from edgec.cli._console import json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from edgec.spec.target import Target
 
 
+DECODER_PROFILE = "int4"
+"""The default for decoder language models."""
+
+
 def plan_options(command: Any) -> Any:
     """Add the argument and options that decide a plan."""
     for decorate in (
@@ -23,7 +28,11 @@ def plan_options(command: Any) -> Any:
             "--ignore-config", multiple=True, metavar="KEY", help="Declare a config.json key harmless; repeatable."
         ),
         click.option("--backend", metavar="NAME", help="One of the target's backends.  [default: its first]"),
-        click.option("--profile", default="int4", show_default=True, metavar="NAME|FILE", help="What you want."),
+        click.option(
+            "--profile",
+            metavar="NAME|FILE",
+            help=f"What you want.  [default: {DECODER_PROFILE}; {_network.PROFILE} for other than language models]",
+        ),
         click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE", help="Where it will run."),
         click.argument("checkpoint", metavar="CHECKPOINT"),
     ):
@@ -55,22 +64,40 @@ def resolve_plan(
 
 @click.command()
 @plan_options
+@_network.source_options
+@_network.data_option
 @json_option
 def command(
     checkpoint: str,
     target: str,
-    profile: str,
+    profile: str | None,
     backend: str | None,
     ignore_config: tuple[str, ...],
     no_fallback: bool,
+    task: str | None,
+    inputs: tuple[str, ...],
+    state: Path | None,
+    fixed: tuple[str, ...],
+    calibration_data: str | None,
     as_json: bool,
 ) -> None:
     """Show what a build would do, checked against the target: storage, memory, and the kernel of each operation.
 
-    CHECKPOINT is a Hugging Face directory, a GGUF file, or a hub id. Nothing is built. Exit code 4 means that the
-    target cannot do it.
+    CHECKPOINT is what `edgec build` takes. Nothing is built. Exit code 4 means that the target cannot do it.
     """
-    _, _, device, plan, kernels = resolve_plan(checkpoint, target, profile, backend, ignore_config, no_fallback)
+    from edgec.frontends.source import NetworkOptions, is_network
+
+    if is_network(checkpoint, task):
+        options = NetworkOptions(task, inputs, state, fixed)
+        found = _network.resolve(checkpoint, target, profile or _network.PROFILE, backend, options, calibration_data)
+        if as_json:
+            print_json({"plan": found.plan})
+        else:
+            _network.show_plan(found)
+        return
+    _, _, device, plan, kernels = resolve_plan(
+        checkpoint, target, profile or DECODER_PROFILE, backend, ignore_config, no_fallback
+    )
     if as_json:
         print_json({"plan": plan, "preflight": kernels})
         return

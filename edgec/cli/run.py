@@ -59,11 +59,11 @@ def command(
     BUNDLE is what `edgec build` made, or any decoder's directory for onnxruntime-genai or openvino_genai.
     """
     from edgec.backends.backend import backend_of
-    from edgec.bundle.open import find_artifact
+    from edgec.bundle.open import find_decoder
     from edgec.generate.tokenizer import Tokenizer
 
     sampling = _sampling(temperature, top_k, top_p, beams)
-    artifact = find_artifact(bundle)
+    artifact = find_decoder(bundle)
     backend = backend_of(artifact)
     settings = backend.read_settings(artifact)
     if not_run := backend.not_run(artifact):

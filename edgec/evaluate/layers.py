@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Mode, backend_names, backend_of, get_backend, is_hidden_state
 from edgec.bundle.manifest import MANIFEST
-from edgec.bundle.open import find_artifact
+from edgec.bundle.open import find_decoder
 from edgec.checkpoint.model import Checkpoint, read_finite
 from edgec.checkpoint.open import open_checkpoint
 from edgec.errors import BundleError, UsageError
@@ -194,7 +194,7 @@ def open_side(path: str, ignored: frozenset[str] = frozenset()) -> Side:
         EdgecError: there is nothing, or it is damaged.
     """
     try:
-        artifact = find_artifact(Path(path))
+        artifact = find_decoder(Path(path))
     except BundleError:
         if (Path(path) / MANIFEST).is_file():
             raise

@@ -61,7 +61,8 @@ _ACTIVATIONS = {
 }
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -83,7 +84,7 @@ def _head(plan: Plan, report: Report) -> str:
     if report.not_run is not None:
         rows.insert(1, ("not run here", report.not_run))
     rows += [("remark", remark) for remark in report.remarks]
-    return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + _table(("", ""), rows)
+    return f"# edgec {report.edgec}: {plan.source.family} for {plan.target}\n\n" + table(("", ""), rows)
 
 
 def _in_place(report: Report) -> str:
@@ -105,7 +106,7 @@ def _quality(report: Report) -> str:
     parts = [
         "## Quality",
         f"Shipped mode{_in_place(report)} against the source checkpoint, {text}.",
-        _table(("", "value", "standard error"), rows),
+        table(("", "value", "standard error"), rows),
         _integers(v.integers, "The engine's graph" if report.not_run else "The artifact"),
         (
             f"Exact mode (float32 activations) against the canonical graph, {v.exact.tokens} positions: largest "
@@ -115,7 +116,7 @@ def _quality(report: Report) -> str:
     ]
     if v.blame:
         parts += ["What quantizing each group of layers alone costs:"]
-        parts += [_table(("group", "mean KL, nats"), [(b.group, f"{b.mean_kl:.6f}") for b in v.blame])]
+        parts += [table(("group", "mean KL, nats"), [(b.group, f"{b.mean_kl:.6f}") for b in v.blame])]
     return "\n\n".join(parts)
 
 
@@ -138,15 +139,15 @@ def _speed(report: Report) -> str:
         ("per token", f"p50 {m.p50_ms:.2f} ms, p90 {m.p90_ms:.2f} ms, p99 {m.p99_ms:.2f} ms"),
     ]
     machine = report.environment.get("cpu_model", "unknown CPU")
-    return "## Speed\n\n" + f"On the build machine ({machine}).\n\n" + _table(("", ""), rows)
+    return "## Speed\n\n" + f"On the build machine ({machine}).\n\n" + table(("", ""), rows)
 
 
 def _size(report: Report) -> str:
     total = sum(report.size_bytes.values())
     rows = [(f"`{name}`", f"{size / _MIB:.2f} MiB") for name, size in report.size_bytes.items()]
-    return "## Size\n\n" + _table(("file", "size"), [*rows, ("total", f"{total / _MIB:.2f} MiB")])
+    return "## Size\n\n" + table(("file", "size"), [*rows, ("total", f"{total / _MIB:.2f} MiB")])
 
 
 def _build(report: Report) -> str:
     rows = [(s.name, f"{s.seconds:.2f} s", f"{s.peak_rss_bytes / _MIB:.0f} MiB") for s in report.stages]
-    return "## Build\n\n" + _table(("stage", "time", "peak memory so far"), rows)
+    return "## Build\n\n" + table(("stage", "time", "peak memory so far"), rows)

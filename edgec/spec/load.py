@@ -11,10 +11,12 @@ import msgspec
 
 from edgec.errors import UsageError
 from edgec.spec.detect import this_machine
+from edgec.spec.network_profile import NetworkProfile, NetworkWishes
 from edgec.spec.profile import Profile
 from edgec.spec.target import Target
 
 Spec = TypeVar("Spec", Target, Profile)
+T = TypeVar("T")
 
 THIS_MACHINE = "cpu"
 _ALGORITHMS = Path(__file__).parent.parent / "quantize" / "algorithms"
@@ -59,9 +61,7 @@ def load_profile(name: str) -> Profile:
     Raises:
         UsageError: there is none, or the file is wrong.
     """
-    path = Path(name) if name.endswith(".toml") else data_dir("profiles") / f"{name}.toml"
-    if not name.endswith(".toml") and not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):
-        raise _unknown("profile", name, [p.stem for p in data_dir("profiles").glob("*.toml")])
+    path = _profile_path(name)
     profile = read_spec(path, Profile)
     known = algorithm_names()
     layers = ((f"layers[{number}]", weights) for number, weights in enumerate(profile.layers))
@@ -75,6 +75,41 @@ def load_profile(name: str) -> Profile:
     return profile
 
 
+def load_network_profile(name: str) -> NetworkProfile:
+    """Return what a shipped profile, or the profile in a `.toml` file, says of networks.
+
+    Raises:
+        UsageError: there is none, it says nothing of networks, or the file is wrong.
+    """
+    path = _profile_path(name)
+    values = _read(path)
+    if not isinstance(values.get("network"), dict):
+        having = [p.stem for p in sorted(data_dir("profiles").glob("*.toml")) if "network" in _read(p)]
+        raise UsageError(
+            f"profile '{path.stem}' is for decoder language models only: it has no [network]",
+            where=str(path),
+            hint=f"choose one of {', '.join(having)}, or write a profile with a [network]",
+        )
+    _refuse_unknown_keys(values, Profile, path, "")
+    wishes = _convert(values["network"], NetworkWishes, path, "network")
+    if wishes.algorithm not in (known := algorithm_names()):
+        raise UsageError(
+            f"there is no algorithm '{wishes.algorithm}'",
+            where=f"{path}: network.algorithm",
+            hint=_suggest(wishes.algorithm, known),
+        )
+    return NetworkProfile(path.stem, str(values.get("title", path.stem)), wishes)
+
+
+def _profile_path(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    path = data_dir("profiles") / f"{name}.toml"
+    if not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):
+        raise _unknown("profile", name, [p.stem for p in data_dir("profiles").glob("*.toml")])
+    return path
+
+
 def algorithm_names() -> list[str]:
     """Return the names of all algorithms that quantize weights; none of them is imported."""
     return sorted(p.stem for p in _ALGORITHMS.glob("*.py") if p.stem != "__init__")
@@ -86,18 +121,27 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
     Raises:
         UsageError: it cannot be read, is not TOML, or does not fit; the message names the key.
     """
+    values = _read(path)
+    _refuse_unknown_keys(values, kind, path, "")
+    return _convert({**values, "name": path.stem}, kind, path, "")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"'{path}' is not TOML: {error}", where=str(path)) from error
-    _refuse_unknown_keys(values, kind, path, "")
+
+
+def _convert(values: dict[str, Any], kind: type[T], path: Path, prefix: str) -> T:
     try:
-        return msgspec.convert({**values, "name": path.stem}, kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         text, _, key = str(error).partition(" - at `$")
-        raise UsageError(f"{text}", where=f"{path}: {key.rstrip('`').lstrip('.') or 'top level'}") from error
+        place = ".".join(part for part in (prefix, key.rstrip("`").lstrip(".")) if part)
+        raise UsageError(f"{text}", where=f"{path}: {place or 'top level'}") from error
 
 
 def _refuse_unknown_keys(values: dict[str, Any], kind: type, path: Path, prefix: str) -> None:

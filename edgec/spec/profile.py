@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edgec.quantize.scheme import Scheme
+from edgec.spec.network_profile import NetworkWishes
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 CALIBRATED = ("autoround", "awq", "gptq", "smoothquant")
@@ -174,6 +175,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         calibration: the text for algorithms that take one; without it they look at weights alone.
         context_length: the most tokens; the plan takes less where the model has less.
         verify: bounds.
+        network: what is wanted of models that are no decoder language models, for which all else here is.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     calibration: Calibration | None = None
     context_length: Annotated[int, msgspec.Meta(ge=16)] = 4096
     verify: Verify
+    network: NetworkWishes | None = None
 
     def __post_init__(self) -> None:
         self._check_transforms()

@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.backends.backend import Footprint, Limits
+from edgec.backends.backend import Footprint, Limits, NetworkLimits
 from edgec.backends.onnx_cpu.kernels import block_size
+from edgec.quantize.operators import KEEPING
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgec.backends.backend import Job, Mode
+    from edgec.backends.backend import Integers8, Job, Mode, NetworkJob
+    from edgec.backends.network import NetworkMode
+    from edgec.backends.onnx_cpu.network_session import OnnxCpuNetwork
     from edgec.backends.onnx_cpu.session import OnnxCpuSession
     from edgec.backends.onnx_cpu.settings import Settings
     from edgec.graph.weights import Codes
@@ -43,6 +46,12 @@ LIMITS = Limits(
     ),
 )
 
+NETWORKS = NetworkLimits(
+    follow=frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", *KEEPING}),
+    round_convolutions=True,
+    domains=frozenset({"", "ai.onnx.ml", "com.microsoft"}),
+)
+
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
@@ -66,6 +75,27 @@ def open_session(
     from edgec.backends.onnx_cpu.session import OnnxCpuSession
 
     return OnnxCpuSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def compile_network(job: "NetworkJob", folder: Path) -> tuple[str, ...]:
+    """Write the artifact of a network; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.network import compile_network
+
+    return compile_network(job, folder)
+
+
+def open_network(artifact: Path, mode: "NetworkMode", *, threads: int | None = None) -> "OnnxCpuNetwork":
+    """Load an artifact of a network; see `edgec.backends.backend.Backend`."""
+    from edgec.backends.onnx_cpu.network_session import OnnxCpuNetwork
+
+    return OnnxCpuNetwork(artifact, mode, threads=threads)
+
+
+def read_integers(artifact: Path) -> "Integers8":
+    """Return the integers in the files of an artifact of a network."""
+    from edgec.backends.onnx_cpu.network import read_integers
+
+    return read_integers(artifact)
 
 
 def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:

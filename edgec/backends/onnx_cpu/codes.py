@@ -25,7 +25,12 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
 
     A scheme with one scale per output comes back with the blocks that the kernel asked for.
     """
-    for node in ir.load(artifact / ALL_LOGITS_FILE).graph:
+    return kernel_codes(ir.load(artifact / ALL_LOGITS_FILE).graph)
+
+
+def kernel_codes(graph: ir.Graph) -> Iterator[tuple[str, Codes]]:
+    """Yield (name, integers) of each weight in kernels' own formats."""
+    for node in graph:
         if node.op_type == "MatMulNBits":
             yield from _matmul(node)
         elif node.op_type == "GatherBlockQuantized":

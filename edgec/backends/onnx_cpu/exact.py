@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgec.backends.onnx_cpu.attention import K_SCALE
+from edgec.graph.integers import clipped, without_rounding
 from edgec.graph.rewrite import replace, sweep
 
 EXACT_LEVEL = 1
@@ -19,7 +20,7 @@ def exact_model(path: Path) -> bytes:
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", EXACT_LEVEL)
         elif node.op_type == "MatMulIntegerToFloat":
-            _multiply_floats(model.graph, node)
+            _multiply_floats(model.graph, node, _quantizer(node).inputs[0])
         elif node.op_type == "GroupQueryAttention":
             _keep_floats(node)
     sweep(model.graph)
@@ -27,13 +28,33 @@ def exact_model(path: Path) -> bytes:
     return data
 
 
-def _multiply_floats(graph: ir.Graph, node: ir.Node) -> None:
-    """Put a MatMul of the floats behind a QuantizeLinear and of the dequantized weight where `node` is."""
+def exact_network(path: Path) -> bytes:
+    """Return the graph of a network at `path` without what rounds activations; its weights stay in their files."""
+    model = ir.load(path)
+    for node in list(model.graph):
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", EXACT_LEVEL)
+        elif node.op_type == "MatMulIntegerToFloat":
+            quantize = _quantizer(node)
+            is_static = quantize.op_type == "QuantizeLinear"
+            _multiply_floats(model.graph, node, clipped(model.graph, quantize) if is_static else quantize.inputs[0])
+    without_rounding(model.graph)
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def _quantizer(node: ir.Node) -> ir.Node:
+    """Return what rounds the left side of a MatMulIntegerToFloat."""
     quantize = node.inputs[0].producer() if node.inputs[0] is not None else None
     assert quantize is not None
+    return quantize
+
+
+def _multiply_floats(graph: ir.Graph, node: ir.Node, left: ir.Value | None) -> None:
+    """Put a MatMul of `left` and of the dequantized weight where the MatMulIntegerToFloat `node` is."""
     codes, scales, zeros, bias = (node.inputs[i] if i < len(node.inputs) else None for i in (1, 3, 5, 6))
     weight = ir.node("DequantizeLinear", [codes, scales, zeros], {"axis": 1}, name=f"{node.name}.dequantize")
-    product = ir.node("MatMul", [quantize.inputs[0], weight.outputs[0]], name=node.name)
+    product = ir.node("MatMul", [left, weight.outputs[0]], name=node.name)
     graph.insert_before(node, weight)
     if bias is None:
         replace(graph, node, product)

@@ -1,11 +1,14 @@
 """Lower matmuls of int8 by int8 to ONNX Runtime's MatMulIntegerToFloat, with one QuantizeLinear for each value.
 
 The kernels are fast for unsigned inputs only: on x86, signed ones run at a twentieth of the speed. So -128..127 is
-written as 0..255 around a zero point of 128: the same integers, moved. An x86 CPU without VNNI adds two products of
-unsigned and signed numbers in 16 bits, which may not hold them; for those, weights are moved too, and nothing is lost.
+written as 0..255 around a zero point of 128: the same integers, moved; what is unsigned already stays as it is. An x86
+CPU without VNNI adds two products of unsigned and signed numbers in 16 bits, which may not hold them; for those,
+weights are moved too, and nothing is lost.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,15 +24,18 @@ from edgec.graph.weights import StoredCodes, stored_codes
 MIDDLE = 128
 """The zero point of what is stored unsigned."""
 
+Rounded = tuple[ir.Value, ir.Value, ir.Value]
+"""Unsigned integers, their scale, and their zero point."""
+
 
 def lower_integer_matmuls(graph: ir.Graph, *, unsigned_weights: bool) -> None:
     """Replace every MatMul whose left side is dequantized by MatMulIntegerToFloat."""
     for node in list(graph):
-        if node.op_type == "MatMul" and (quantize := _quantizer(node.inputs[0])) is not None:
+        if node.op_type == "MatMul" and (quantize := quantizer(node.inputs[0])) is not None:
             _matmul(graph, node, quantize, unsigned_weights=unsigned_weights)
 
 
-def _quantizer(value: ir.Value | None) -> ir.Node | None:
+def quantizer(value: ir.Value | None) -> ir.Node | None:
     """Return the QuantizeLinear of an activation that was rounded to integers; None for other values."""
     dequantize = value.producer() if value is not None else None
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
@@ -38,25 +44,50 @@ def _quantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def _matmul(graph: ir.Graph, node: ir.Node, quantize: ir.Node, *, unsigned_weights: bool) -> None:
+    multiply(graph, node, rounded(graph, quantize), unsigned_weights=unsigned_weights)
+
+
+def multiply(graph: ir.Graph, node: ir.Node, left: Rounded, *, unsigned_weights: bool) -> None:
+    """Put MatMulIntegerToFloat, with the bias that is added behind, where the MatMul `node` is."""
     weight = node.inputs[1].producer() if node.inputs[1] is not None else None
     assert weight is not None
-    stored = stored_codes(weight)
-    (rows, cols), name = stored.shape, stored.name
-    middle = constant(graph, "uint8.zero", np.array(MIDDLE, np.uint8))
-    quantize.replace_input_with(2, middle)
-    quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
-    dtype = ir.DataType.UINT8 if unsigned_weights else ir.DataType.INT8
-    codes = lazy(graph, f"{name}.int8", dtype, (cols, rows), partial(_codes, stored, unsigned=unsigned_weights))
-    codes.metadata_props[WEIGHTS] = rows_note([(name, rows)])
-    scales = lazy(graph, f"{name}.int8_scales", ir.DataType.FLOAT, (rows,), lambda: stored.scales()[:, 0])
-    inputs = [quantize.outputs[0], codes, quantize.inputs[1], scales, middle, None]
-    if unsigned_weights:
-        zeros = partial(np.full, rows, MIDDLE, np.uint8)
-        inputs[5] = lazy(graph, f"{name}.int8_zeros", ir.DataType.UINT8, (rows,), zeros)
     add = bias_add(node)
+    inputs = product_inputs(graph, left, stored_codes(weight), unsigned_weights=unsigned_weights)
     if add is not None:
         inputs.append(next(v for v in add.inputs if v is not None and v.is_initializer()))
     put(graph, ir.node("MatMulIntegerToFloat", inputs, domain=CONTRIB, name=node.name), node, add)
+
+
+def rounded(graph: ir.Graph, quantize: ir.Node) -> Rounded:
+    """Return the unsigned integers that a QuantizeLinear gives, made unsigned where it gives others."""
+    zero = quantize.inputs[2]
+    if zero is None or zero.dtype == ir.DataType.INT8:
+        zero = constant(graph, "uint8.zero", np.array(MIDDLE, np.uint8))
+        quantize.replace_input_with(2, zero)
+        quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    assert quantize.inputs[1] is not None
+    return quantize.outputs[0], quantize.inputs[1], zero
+
+
+def product_inputs(
+    graph: ir.Graph, left: Rounded, stored: StoredCodes, *, unsigned_weights: bool
+) -> list[ir.Value | None]:
+    """Return what MatMulIntegerToFloat reads, but for a bias, to multiply unsigned integers by a weight."""
+    (rows, cols), name = stored.shape, stored.name
+    dtype = ir.DataType.UINT8 if unsigned_weights else ir.DataType.INT8
+
+    def once(suffix: str, kind: ir.DataType, shape: tuple[int, ...], load: Callable[[], NDArray[Any]]) -> ir.Value:
+        known = graph.initializers.get(name + suffix)  # by another product with the same weight
+        return lazy(graph, name + suffix, kind, shape, load) if known is None else known
+
+    codes = once(".int8", dtype, (cols, rows), partial(_codes, stored, unsigned=unsigned_weights))
+    codes.metadata_props[WEIGHTS] = rows_note([(name, rows)])
+    scales = once(".int8_scales", ir.DataType.FLOAT, (rows,), lambda: stored.scales()[:, 0])
+    inputs = [left[0], codes, left[1], scales, left[2], None]
+    if unsigned_weights:
+        zeros = partial(np.full, rows, MIDDLE, np.uint8)
+        inputs[5] = once(".int8_zeros", ir.DataType.UINT8, (rows,), zeros)
+    return inputs
 
 
 def _codes(stored: StoredCodes, *, unsigned: bool) -> NDArray[np.int8] | NDArray[np.uint8]:

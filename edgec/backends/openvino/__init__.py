@@ -4,16 +4,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.backends.backend import Footprint, Limits
+from edgec.backends.backend import Footprint, Limits, NetworkLimits
 from edgec.backends.openvino.kernels import block_size
 from edgec.errors import require
+from edgec.quantize.operators import KEEPING
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgec.backends.backend import Job, Mode
+    from edgec.backends.backend import Integers8, Job, Mode, NetworkJob
+    from edgec.backends.network import NetworkMode
+    from edgec.backends.openvino.network_session import OpenVinoNetwork
     from edgec.backends.openvino.session import OpenVinoSession
     from edgec.backends.settings import Settings
     from edgec.graph.weights import Codes
@@ -46,6 +49,9 @@ LIMITS = Limits(
 )
 
 
+NETWORKS = NetworkLimits(follow=frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", *KEEPING}))
+
+
 def require_compiler(target: "Target") -> None:
     """Make sure that OpenVINO is installed, whatever the target; see `edgec.backends.backend.Backend`."""
     del target
@@ -69,6 +75,31 @@ def open_session(
     from edgec.backends.openvino.session import OpenVinoSession
 
     return OpenVinoSession(artifact, mode, threads=threads, max_length=max_length)
+
+
+def compile_network(job: "NetworkJob", folder: Path) -> tuple[str, ...]:
+    """Write the artifact of a network; see `edgec.backends.backend.Backend`."""
+    require_compiler(job.target)
+    from edgec.backends.openvino.network import compile_network
+
+    return compile_network(job, folder)
+
+
+def open_network(artifact: Path, mode: "NetworkMode", *, threads: int | None = None) -> "OpenVinoNetwork":
+    """Load an artifact of a network; see `edgec.backends.backend.Backend`."""
+    require("openvino", EXTRA)
+    from edgec.backends.openvino.network_session import OpenVinoNetwork
+
+    return OpenVinoNetwork(artifact, mode, threads=threads)
+
+
+def read_integers(artifact: Path) -> "Integers8":
+    """Return the integers in the files of an artifact of a network."""
+    require("openvino", EXTRA)
+    require("onnx_ir", "build")
+    from edgec.backends.openvino.network import read_integers
+
+    return read_integers(artifact)
 
 
 def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:

@@ -1,0 +1,273 @@
+"""The straight line from a network to a bundle."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from edgec import __version__
+from edgec.backends.backend import Backend, Integers8, NetworkJob, get_backend
+from edgec.build import Say, no_collection, stage
+from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
+from edgec.bundle.stage import staged
+from edgec.calibrate.arrays import Batch
+from edgec.calibrate.run import run
+from edgec.calibrate.samples import Samples
+from edgec.evaluate.metrics import Setting
+from edgec.evaluate.network import NetworkQuality, compare
+from edgec.frontends.network import Network
+from edgec.fuse.result import Fusions
+from edgec.graph.integers import grids_of, network_codes, without_rounding
+from edgec.graph.store import Store
+from edgec.measure.fingerprint import fingerprint
+from edgec.measure.paired import paired_ms, ratio_interval
+from edgec.quantize.equalize import equalize
+from edgec.quantize.network import Quantized, Rounding, quantize_static
+from edgec.quantize.qdq import halve_weights, quantize_network
+from edgec.report.model import Integers, Stage
+from edgec.report.network import Agreement, NetworkReport, NetworkVerification, Speed
+from edgec.report.network_page import network_page
+from edgec.spec.network_plan import NetworkPlan, encode_network_plan
+from edgec.spec.network_resolve import placement_of
+from edgec.spec.target import Target
+
+_WRITERS = ("edgec", "numpy", "onnx", "onnx-ir", "onnxscript", "torch")
+# Exact mode: what is left is the order in which floats are added.
+_EXACT_BOUND = 1e-3
+_EXACT_SAMPLES = 8
+_PAIRS = 40
+
+
+def build_network(
+    network: Network,
+    fusions: Fusions,
+    target: Target,
+    plan: NetworkPlan,
+    out: Path,
+    *,
+    calibration: Samples | None,
+    evaluation: Samples | None,
+    metrics: tuple[str, ...],
+    say: Say,
+) -> NetworkReport:
+    """Build, verify and measure the bundle `out`; it appears whole, or not at all.
+
+    Args:
+        network: in canonical form, fused.
+        fusions: what fused.
+        target: the device.
+        plan: the resolved plan.
+        out: the directory to make.
+        calibration: samples for static activations; None where the plan has none.
+        evaluation: samples to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
+        metrics: names of what to measure besides the agreement with the float model.
+        say: told of each stage.
+
+    Returns:
+        The report, also when its verification failed: the bundle is then written too, for a look at it.
+
+    Raises:
+        EdgecError: the samples cannot be used, the model computes something that is not finite, the output cannot be
+            written, or the vendor's compiler refuses the graph.
+    """
+    stages: list[Stage] = []
+    backend = get_backend(plan.backend)
+    with no_collection(), staged(out) as folder:
+        scratch, artifact = folder / "scratch", folder / ARTIFACT
+        scratch.mkdir()
+        artifact.mkdir()
+        with stage(stages, "quantize"):
+            made = _quantize(network, plan, calibration, scratch, say)
+        with stage(stages, "compile"):
+            say("compile", 0)
+            remarks = backend.compile_network(NetworkJob(made.model, network, plan, target), artifact)
+        (folder / PLAN).write_bytes(encode_network_plan(plan))
+        not_run = backend.not_run(artifact)
+        verification = speed = None
+        if evaluation is not None:
+            with stage(stages, "verify"):
+                verification = _verify(network, made.model, backend, plan, artifact, evaluation, metrics, say)
+        if evaluation is not None and not_run is None:
+            with stage(stages, "measure"):
+                speed = _measure(network, target, plan, backend, artifact, scratch, evaluation, say)
+        shutil.rmtree(scratch)
+        report = NetworkReport(
+            edgec=__version__,
+            plan_sha256=plan.sha256(),
+            stages=tuple(stages),
+            size_bytes={path.name: path.stat().st_size for path in sorted(artifact.iterdir())},
+            fused=fusions.fused,
+            kept_float=made.kept_float,
+            evaluation=None if evaluation is None else f"{evaluation.count} samples of {evaluation.name}",
+            verification=verification,
+            speed=speed,
+            environment=fingerprint(),
+            not_run=not_run,
+            remarks=(*network.remarks, *_remarks(calibration, evaluation), *remarks),
+        )
+        (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        (folder / REPORT_PAGE).write_text(network_page(plan, report))
+        manifest = make_manifest(folder, plan.source.files, versions((*_WRITERS, *backend.PACKAGES)))
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    return report
+
+
+def _quantize(network: Network, plan: NetworkPlan, calibration: Samples | None, scratch: Path, say: Say) -> Quantized:
+    """Return the canonical graph as the plan stores it."""
+    wishes, model = plan.wishes, network.model
+    with Store(scratch / "weights.bin") as store:
+        if wishes.weights == "fp32":
+            return Quantized(model, {}, None)
+        if wishes.weights == "fp16":
+            return Quantized(halve_weights(model, store), {}, None)
+        if wishes.equalize:
+            model = model.clone()
+            equalize(model)
+        if not wishes.is_static:
+            placement = placement_of(network, plan)
+            tick = say("quantize", len(placement.weights))
+            made = quantize_network(model, placement, {}, store, algorithm=wishes.algorithm, tick=tick)
+            return Quantized(made, {}, placement)
+    assert calibration is not None
+    rounding = Rounding(
+        range=wishes.range,
+        algorithm=wishes.algorithm,
+        symmetric=plan.symmetric,
+        correct_bias=wishes.correct_bias,
+        min_cosine=wishes.verify.min_cosine,
+        keep_float=wishes.keep_float,
+    )
+    place = partial(placement_of, network, plan)
+    tick = say("calibrate and quantize", 0)
+    return quantize_static(model, network.outputs, place, rounding, calibration, scratch, tick)
+
+
+def _remarks(*samples: Samples | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(remark for some in samples if some is not None for remark in some.remarks))
+
+
+def _verify(
+    network: Network,
+    quantized: ir.Model,
+    backend: Backend,
+    plan: NetworkPlan,
+    artifact: Path,
+    evaluation: Samples,
+    metrics: tuple[str, ...],
+    say: Say,
+) -> NetworkVerification:
+    tick = say("verify", 0)
+    integers = check_network_integers(quantized, backend.read_integers(artifact))
+    exact = _check_exact(quantized, backend, artifact, evaluation)
+    session = backend.open_network(artifact, "shipped")
+
+    def ticking(outputs: Iterable[Batch]) -> Iterator[Batch]:
+        for output in outputs:
+            tick("batch")
+            yield output
+
+    inputs = (batch for batch, _ in evaluation.batches())
+    quality = compare(
+        ticking(run(network.model, (batch for batch, _ in evaluation.batches()))),
+        (session.run(batch) for batch in inputs),
+        evaluation,
+        metrics,
+        ports=network.outputs,
+        setting=Setting(classes=network.labels),
+    )
+    failures = _broken_bounds(integers, exact, quality, plan)
+    return NetworkVerification(integers, exact, quality, failures)
+
+
+def check_network_integers(canonical: ir.Model, found: Integers8) -> Integers:
+    """Compare every int8 weight and every grid of `canonical` with what a backend read back from its artifact."""
+    weights = {name: (codes, scales) for name, codes, scales in network_codes(canonical.graph)}
+    grids = grids_of(canonical.graph)
+    different = [
+        name
+        for name in sorted({*weights, *found.weights})
+        if name not in weights
+        or name not in found.weights
+        or not np.array_equal(weights[name][0], found.weights[name][0])
+        or not np.array_equal(weights[name][1], found.weights[name][1])
+    ]
+    different += [name for name in sorted({*grids, *found.grids}) if grids.get(name) != found.grids.get(name)]
+    return Integers(len(weights), tuple(different), len(grids))
+
+
+def _check_exact(quantized: ir.Model, backend: Backend, artifact: Path, evaluation: Samples) -> Agreement:
+    """Compare outputs without rounded activations: what is left is the order in which floats are added."""
+    reference = quantized.clone()
+    without_rounding(reference.graph)
+    session = backend.open_network(artifact, "exact")
+    batch, _ = next(evaluation.batches())
+    few = {name: array[:_EXACT_SAMPLES] for name, array in batch.items()} if evaluation.axis is not None else batch
+    (expected,) = run(reference, [few])
+    found = session.run(few)
+    error = relative = 0.0
+    for name, array in expected.items():
+        if array.dtype.kind == "f" and array.size:
+            apart = float(np.abs(found[name] - array).max())
+            spread = float(array.std()) or float(np.abs(array).max()) or 1.0
+            error, relative = max(error, apart), max(relative, apart / spread)
+    finite = relative if np.isfinite(relative) else float("inf")
+    return Agreement(error, finite, len(next(iter(few.values()))), _EXACT_BOUND)
+
+
+def _broken_bounds(integers: Integers, exact: Agreement, quality: NetworkQuality, plan: NetworkPlan) -> tuple[str, ...]:
+    """Return a sentence for each bound that is broken; a NaN breaks each."""
+    found = []
+    bounds = plan.verify
+    if integers.different:
+        found.append(
+            f"{len(integers.different)} of {integers.weights + integers.activations} weights and activations are not "
+            f"the integers of the canonical graph (first: {integers.different[0]})"
+        )
+    if not exact.passed:
+        found.append(
+            f"exact mode: outputs differ from the canonical graph by {exact.relative_error:.2e} standard deviations "
+            f"(allowed {exact.bound:.0e})"
+        )
+    found += [
+        f"the cosine of {output.output} with the float model's is {output.cosine:.4f} "
+        f"(allowed at least {bounds.min_cosine:g})"
+        for output in quality.outputs
+        if not output.cosine >= bounds.min_cosine
+    ]
+    for metric in quality.metrics:
+        loss = None if metric.difference is None else metric.difference * (-1 if metric.higher_is_better else 1)
+        if loss is not None and not loss <= bounds.max_drop:
+            found.append(f"{metric.name} is worse by {loss:.4f} (allowed at most {bounds.max_drop:g})")
+    return tuple(found)
+
+
+def _measure(
+    network: Network,
+    target: Target,
+    plan: NetworkPlan,
+    backend: Backend,
+    artifact: Path,
+    scratch: Path,
+    evaluation: Samples,
+    say: Say,
+) -> Speed:
+    """Time the artifact beside the float network, compiled for the same backend, on one sample."""
+    say("measure", 0)
+    plain = msgspec.structs.replace(plan.wishes, weights="fp32")
+    folder = scratch / "float"
+    folder.mkdir()
+    backend.compile_network(
+        NetworkJob(network.model, network, msgspec.structs.replace(plan, wishes=plain), target), folder
+    )
+    batch, _ = next(evaluation.batches())
+    feed = {name: array[:1] for name, array in batch.items()} if evaluation.batch > 1 else batch
+    shipped, floats = (backend.open_network(path, "shipped") for path in (artifact, folder))
+    times = paired_ms(partial(floats.run, feed), partial(shipped.run, feed), pairs=_PAIRS)
+    ratio, low, high = ratio_interval(times[:, 0], times[:, 1])
+    float_ms, latency_ms = np.median(times, axis=0).tolist()
+    shapes = {name: array.shape for name, array in feed.items()}
+    return Speed(latency_ms, float_ms, ratio, low, high, shapes)

@@ -1,0 +1,184 @@
+"""Float network -> quantized network: calibrate, round, and leave in float what hurts most."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgec.calibrate.arrays import Batch
+from edgec.calibrate.calibrators import calibrator_named
+from edgec.calibrate.observe import observe
+from edgec.calibrate.run import run
+from edgec.calibrate.samples import Samples
+from edgec.evaluate.network import compare
+from edgec.frontends.network import Port
+from edgec.graph.store import Store
+from edgec.quantize.bias import mean_shift
+from edgec.quantize.placement import Placement, Site
+from edgec.quantize.qdq import Grid, quantize_network
+
+Tick = Callable[[str], object]
+Place = Callable[[frozenset[str]], Placement]
+
+_LEVELS = 256
+# Enough to rank nodes and to see whether a bound holds, few enough to try each node.
+_TRIED_SAMPLES = 32
+
+
+class Rounding(msgspec.Struct, frozen=True):
+    """How a network is rounded, out of a profile and a target.
+
+    Args:
+        range: a file in edgec/calibrate/calibrators.
+        algorithm: a file in edgec/quantize/algorithms.
+        symmetric: activations are int8 around 0.
+        correct_bias: biases take up what rounding shifts on average.
+        min_cosine: of each output with the float model's, below which nodes go back to float.
+        keep_float: share of the nodes that may.
+    """
+
+    range: str
+    algorithm: str
+    symmetric: bool
+    correct_bias: bool
+    min_cosine: float
+    keep_float: float
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantized network.
+
+    Args:
+        model: the canonical graph with integers.
+        kept_float: node -> why it stayed in float though it was meant to be int8.
+        placement: what became int8; None where nothing did.
+    """
+
+    model: ir.Model
+    kept_float: dict[str, str]
+    placement: Placement | None
+
+
+def quantize_static(
+    model: ir.Model,
+    outputs: Sequence[Port],
+    place: Place,
+    rounding: Rounding,
+    samples: Samples,
+    scratch: Path,
+    tick: Tick,
+) -> Quantized:
+    """Quantize weights and activations, with ranges from samples.
+
+    Where an output of the whole is farther from the float model's than it may be, the nodes are rounded one at a
+    time, and those that hurt most stay in float, as few as hold the bound.
+
+    Args:
+        model: the canonical float graph; not changed.
+        outputs: of the model.
+        place: gives the placement in which some nodes stay in float.
+        rounding: how.
+        samples: what ranges are taken from.
+        scratch: a folder for the integers.
+        tick: called while samples run, and for each node that is tried.
+
+    Raises:
+        UsageError: the samples cannot be used.
+        CheckpointError: the model computes numbers that are not finite.
+    """
+    placement = place(frozenset())
+    grids = _find_grids(model, placement, rounding, samples, tick)
+    build = _Builder(model, grids, rounding, samples, scratch)
+    quantized = build(placement)
+    kept: dict[str, str] = {}
+    few = _few(samples)
+    reference = list(run(model, _inputs(few)))
+
+    def cosine(candidate: ir.Model) -> float:
+        found = compare(reference, run(candidate, _inputs(few)), few, (), ports=outputs)
+        return min(output.cosine for output in found.outputs)
+
+    whole = cosine(quantized)
+    anchors = [site for site in placement.sites if site.data and site.weight is not None]
+    most = int(rounding.keep_float * len(anchors))
+    if not whole >= rounding.min_cosine and most:
+        losses = {}
+        for site in anchors:
+            losses[site.node] = 1 - cosine(build(_alone(site, placement), correct=False))
+            tick(site.node)
+        worst = sorted(losses, key=lambda node: (-losses[node], node))
+        for count in _counts(most):
+            kept = {node: f"rounding it alone costs {losses[node]:.1e} of cosine" for node in worst[:count]}
+            placement = place(frozenset(kept))
+            quantized = build(placement)
+            if cosine(quantized) >= rounding.min_cosine:
+                break
+    return Quantized(quantized, kept, placement)
+
+
+class _Builder:
+    """Quantizes one network in several placements, each in a file of its own."""
+
+    def __init__(
+        self, model: ir.Model, grids: Mapping[str, Grid], rounding: Rounding, samples: Samples, scratch: Path
+    ) -> None:
+        self._model, self._grids, self._rounding = model, grids, rounding
+        self._samples, self._scratch, self._made = samples, scratch, 0
+
+    def __call__(self, placement: Placement, *, correct: bool = True) -> ir.Model:
+        quantized = self._quantize(placement, None)
+        names = [site.node for site in placement.sites if site.bias is not None]
+        if not (correct and self._rounding.correct_bias and names):
+            return quantized
+        shifts = mean_shift(self._model, quantized, names, _inputs(self._samples))
+        return self._quantize(placement, shifts)
+
+    def _quantize(self, placement: Placement, shifts: Mapping[str, NDArray[np.float64]] | None) -> ir.Model:
+        self._made += 1
+        with Store(self._scratch / f"integers.{self._made}.bin") as store:
+            return quantize_network(
+                self._model, placement, self._grids, store, algorithm=self._rounding.algorithm, shifts=shifts
+            )
+
+
+def _find_grids(
+    model: ir.Model, placement: Placement, rounding: Rounding, samples: Samples, tick: Tick
+) -> dict[str, Grid]:
+    """Return the grid of each value that any placement of fewer nodes might round."""
+    names = {*placement.groups, *placement.groups.values()}
+    histograms = observe(model, sorted(names), _inputs(samples), tick=tick)
+    find = calibrator_named(rounding.range).find_range
+    return {
+        name: Grid.over(*find(histogram, _LEVELS, rounding.symmetric), symmetric=rounding.symmetric)
+        for name, histogram in histograms.items()
+    }
+
+
+def _alone(site: Site, placement: Placement) -> Placement:
+    return Placement((site,), {name: placement.groups[name] for name in site.data}, frozenset(), {})
+
+
+def _counts(most: int) -> Iterator[int]:
+    """Yield 1, 2, 4 ... and `most`."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    yield most
+
+
+def _few(samples: Samples) -> Samples:
+    """Return the first of the samples."""
+    runs = max(1, _TRIED_SAMPLES // samples.batch)
+    count = min(samples.count, runs * samples.batch)
+    return replace(samples, count=count, batches=lambda: islice(samples.batches(), runs))
+
+
+def _inputs(samples: Samples) -> Iterator[Batch]:
+    return (batch for batch, _ in samples.batches())

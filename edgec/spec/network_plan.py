@@ -1,0 +1,66 @@
+"""The plan of a network: what a build will do."""
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+
+from edgec.frontends.network import Port
+from edgec.spec.network_profile import NetworkBounds, NetworkWishes
+from edgec.spec.plan import Source
+
+
+class Data(msgspec.Struct, frozen=True):
+    """The samples that activations are calibrated on.
+
+    Args:
+        name: the file or folder.
+        sha256: of what is in it.
+        samples: how many are taken.
+        seed: of the choice.
+    """
+
+    name: str
+    sha256: str
+    samples: int
+    seed: int
+
+
+class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
+    """Everything that decides what a build of a network writes.
+
+    Args:
+        edgec: version of the compiler.
+        wishes: of the profile, with patterns in `skip` resolved to nodes.
+        symmetric: whether activations are int8 around 0; else uint8 with a zero point.
+        int8: the nodes that may compute on integers: measuring may leave some in float.
+        floats: node -> why it computes in float, for those that might have been int8.
+        calibration: the samples of static activations, or None.
+    """
+
+    edgec: str
+    source: Source
+    task: str | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    target: str
+    backend: str
+    profile: str
+    wishes: NetworkWishes
+    symmetric: bool
+    int8: tuple[str, ...] = ()
+    floats: Mapping[str, str] = {}
+    calibration: Data | None = None
+
+    def sha256(self) -> str:
+        """Return the hash of the plan's JSON, in hex."""
+        return hashlib.sha256(encode_network_plan(self)).hexdigest()
+
+    @property
+    def verify(self) -> NetworkBounds:
+        return self.wishes.verify
+
+
+def encode_network_plan(plan: NetworkPlan) -> bytes:
+    """Return the plan as JSON with sorted keys, the same bytes for the same plan."""
+    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=2) + b"\n"

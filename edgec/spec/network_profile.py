@@ -1,0 +1,85 @@
+"""What a profile wants of networks, which are all models that are no decoder language models: its `[network]` table."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgec.quantize.scheme import Scheme
+
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+Activations = Literal["static", "dynamic", "float"]
+Range = Literal["minmax", "percentile", "entropy", "mse"]
+
+
+class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ranges of activations are taken from; the data itself is named on the command line.
+
+    Args:
+        samples: how many, at most.
+        seed: of the sample that is taken of the data.
+    """
+
+    samples: _Count = 128
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a build must keep of the float model; outside of it, it exits 1.
+
+    Args:
+        min_cosine: mean cosine of the first output with the float model's.
+        max_drop: how much worse each metric may be, in its own units, upper end of its interval left aside.
+        samples: how many to measure on, at most.
+    """
+
+    min_cosine: _Share
+    max_drop: Annotated[float, msgspec.Meta(ge=0)] = 0.02
+    samples: _Count = 512
+
+
+class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a network is stored and computed.
+
+    Args:
+        weights: fp32 and fp16 store floats, int8 integers around 0 with one scale for each output.
+        activations: what int8 weights are multiplied with: "static" rounds activations with scales from calibration,
+            "dynamic" with scales that the runtime finds, "float" leaves them alone.
+        range: how a static range is found: "minmax" clips nothing, "percentile" the outermost ten-thousandth,
+            "entropy" loses the least information, "mse" has the smallest mean square error.
+        algorithm: that rounds weights: a file in edgec/quantize/algorithms that looks at weights alone.
+        equalize: scale channels of consecutive layers alike before rounding, which leaves the model what it is.
+        correct_bias: add to biases what rounding shifts on average.
+        skip: nodes that stay in float, by their names as `edgec plan` prints them, or patterns as in a shell.
+        keep_float: share of the int8 nodes that may go back to float where the model would leave its bounds; those
+            that hurt most go first.
+        calibration: of static activations.
+        verify: bounds.
+    """
+
+    weights: Literal["fp32", "fp16", "int8"]
+    activations: Activations = "static"
+    range: Range = "minmax"
+    algorithm: str = "rtn"
+    equalize: bool = False
+    correct_bias: bool = False
+    skip: tuple[str, ...] = ()
+    keep_float: _Share = 0.25
+    calibration: Samples = Samples()
+    verify: NetworkBounds
+
+    def __post_init__(self) -> None:
+        Scheme("int8", None, symmetric=True, algorithm=self.algorithm)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activations are rounded with scales from calibration."""
+        return self.weights == "int8" and self.activations == "static"
+
+
+class NetworkProfile(msgspec.Struct, frozen=True):
+    """The part of a profile that is for networks."""
+
+    name: str
+    title: str
+    wishes: NetworkWishes

@@ -1,0 +1,116 @@
+"""Network x Target x Profile -> plan, with every default resolved and every step checked before anything is built."""
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from edgec import __version__
+from edgec.backends.backend import NetworkLimits, get_backend
+from edgec.errors import PlanError
+from edgec.frontends.network import Network
+from edgec.quantize.placement import Placement, place
+from edgec.spec.network_plan import Data, NetworkPlan
+from edgec.spec.network_profile import NetworkProfile, NetworkWishes
+from edgec.spec.plan import Source
+from edgec.spec.target import Target
+
+
+def resolve_network(
+    network: Network, target: Target, profile: NetworkProfile, backend: str | None, calibration: Data | None
+) -> NetworkPlan:
+    """Return the plan, checked against the target.
+
+    Raises:
+        PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
+            operators that it does not have, or static activations lack their samples.
+    """
+    chosen = backend or target.backends[0]
+    if chosen not in target.backends:
+        raise PlanError(
+            f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
+        )
+    limits, wishes = get_backend(chosen).NETWORKS, profile.wishes
+    _check_storage(target, profile, limits, chosen)
+    _check_domains(network, limits, chosen)
+    if wishes.is_static and calibration is None:
+        raise PlanError(
+            f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
+            where="network.activations",
+            hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
+        )
+    skipped = _skipped(network, wishes, profile.name)
+    placement = _place(network, limits, wishes, skipped)
+    is_int8 = wishes.weights == "int8"
+    return NetworkPlan(
+        edgec=__version__,
+        source=Source(network.format, network.family, count_parameters(network), dict(network.files)),
+        task=network.task,
+        inputs=network.inputs,
+        outputs=network.outputs,
+        target=target.name,
+        backend=chosen,
+        profile=profile.name,
+        wishes=msgspec.structs.replace(wishes, skip=tuple(skipped)),
+        symmetric=limits.symmetric_activations,
+        int8=tuple(site.node for site in placement.sites) if is_int8 else (),
+        floats=dict(placement.floats) if is_int8 else {},
+        calibration=calibration if wishes.is_static else None,
+    )
+
+
+def placement_of(network: Network, plan: NetworkPlan, keep_float: frozenset[str] = frozenset()) -> Placement:
+    """Return where a plan puts integers, but for some nodes that are to stay in float."""
+    return _place(network, get_backend(plan.backend).NETWORKS, plan.wishes, {*plan.wishes.skip, *keep_float})
+
+
+def _place(network: Network, limits: NetworkLimits, wishes: NetworkWishes, skip: Collection[str]) -> Placement:
+    if not wishes.is_static:  # runtimes find the scales of products alone
+        return place(network.model, (), skip.__contains__)
+    return place(network.model, limits.follow, skip.__contains__, round_convolutions=limits.round_convolutions)
+
+
+def count_parameters(network: Network) -> int:
+    """Return the number of weights of a network."""
+    sizes = (value.const_value.size for value in network.model.graph.initializers.values() if value.const_value)
+    return sum(int(size) for size in sizes)
+
+
+def _skipped(network: Network, wishes: NetworkWishes, profile: str) -> dict[str, None]:
+    names = [str(node.name) for node in network.model.graph]
+    found: dict[str, None] = {}
+    for pattern in wishes.skip:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise PlanError(
+                f"no node is called '{pattern}'",
+                where=f"profile '{profile}': network.skip",
+                hint="`edgec inspect --nodes` lists the nodes",
+            )
+        found.update(dict.fromkeys(matching))
+    return found
+
+
+def _check_storage(target: Target, profile: NetworkProfile, limits: NetworkLimits, backend: str) -> None:
+    wishes = profile.wishes
+    if wishes.weights not in target.weight_dtypes or wishes.weights not in limits.weights:
+        raise PlanError(
+            f"target '{target.name}' with backend {backend} has no kernels for {wishes.weights} networks, which "
+            f"profile '{profile.name}' asks for",
+            hint=f"it takes: {', '.join(sorted(limits.weights & set(target.weight_dtypes)))}",
+        )
+    if wishes.weights == "int8" and wishes.activations not in limits.activations:
+        raise PlanError(
+            f"the {backend} backend has no {wishes.activations} activations, which profile '{profile.name}' asks for",
+            hint=f"it has: {', '.join(sorted(limits.activations))}",
+        )
+
+
+def _check_domains(network: Network, limits: NetworkLimits, backend: str) -> None:
+    for node in network.model.graph.all_nodes():
+        if node.domain not in limits.domains:
+            raise PlanError(
+                f"the {backend} backend has no operator {node.domain}.{node.op_type}",
+                where=str(node.name),
+                hint="export the model with standard ONNX operators, or choose a target with onnx_cpu",
+            )
