@@ -1,7 +1,8 @@
 """The straight line from a network to a bundle."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from edgec.build import Say, no_collection, stage
 from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
 from edgec.bundle.stage import staged
 from edgec.calibrate.arrays import Batch
+from edgec.calibrate.ports import axis_of
 from edgec.calibrate.run import run
 from edgec.calibrate.samples import Samples
 from edgec.evaluate.metrics import Setting
 from edgec.evaluate.network import NetworkQuality, compare
-from edgec.frontends.network import Network
+from edgec.frontends.network import Network, Port
 from edgec.fuse.result import Fusions
 from edgec.graph.integers import grids_of, network_codes, without_rounding
 from edgec.graph.store import Store
@@ -28,6 +30,7 @@ from edgec.measure.paired import paired_ms, ratio_interval
 from edgec.quantize.equalize import equalize
 from edgec.quantize.network import Quantized, Rounding, quantize_static
 from edgec.quantize.qdq import halve_weights, quantize_network
+from edgec.quantize.smooth import smooth
 from edgec.report.model import Integers, Stage
 from edgec.report.network import Agreement, NetworkReport, NetworkVerification, Speed
 from edgec.report.network_page import network_page
@@ -107,7 +110,7 @@ def build_network(
             speed=speed,
             environment=fingerprint(),
             not_run=not_run,
-            remarks=(*network.remarks, *_remarks(calibration, evaluation), *remarks),
+            remarks=(*network.remarks, *_remarks(calibration, evaluation), *made.remarks, *remarks),
         )
         (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
         (folder / REPORT_PAGE).write_text(network_page(plan, report))
@@ -124,26 +127,39 @@ def _quantize(network: Network, plan: NetworkPlan, calibration: Samples | None, 
             return Quantized(model, {}, None)
         if wishes.weights == "fp16":
             return Quantized(halve_weights(model, store), {}, None)
-        if wishes.equalize:
-            model = model.clone()
-            equalize(model)
         if not wishes.is_static:
-            placement = placement_of(network, plan)
+            placement = placement_of(model, plan)
             tick = say("quantize", len(placement.weights))
             made = quantize_network(model, placement, {}, store, algorithm=wishes.algorithm, tick=tick)
             return Quantized(made, {}, placement)
     assert calibration is not None
+    model, remarks = _scale_channels(model, plan, calibration)
     rounding = Rounding(
         range=wishes.range,
         algorithm=wishes.algorithm,
-        symmetric=plan.symmetric,
+        grids=plan.grids,
         correct_bias=wishes.correct_bias,
         min_cosine=wishes.verify.min_cosine,
         keep_float=wishes.keep_float,
     )
-    place = partial(placement_of, network, plan)
+    place = partial(placement_of, model, plan)
     tick = say("calibrate and quantize", 0)
-    return quantize_static(model, network.outputs, place, rounding, calibration, scratch, tick)
+    quantized = quantize_static(model, network.outputs, place, rounding, calibration, scratch, tick)
+    return replace(quantized, remarks=remarks)
+
+
+def _scale_channels(model: ir.Model, plan: NetworkPlan, calibration: Samples) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return a copy of the float graph whose channels are easier to round, and what was done to them."""
+    model, remarks = model.clone(), []
+    if plan.wishes.equalize and (pairs := [pair for pair in equalize(model) if pair.refused is None]):
+        remarks.append(f"channels between {len(pairs)} pairs of layers were equalized")
+    if plan.wishes.smooth:
+        batches = (batch for batch, _ in calibration.batches())
+        found = smooth(model, placement_of(model, plan), batches, symmetric=plan.grids == "signed")
+        if found:
+            folded = sum(each.folded for each in found)
+            remarks.append(f"channels were scaled in front of {len(found)} products, {folded} of them by a norm")
+    return model, tuple(remarks)
 
 
 def _remarks(*samples: Samples | None) -> tuple[str, ...]:
@@ -162,7 +178,7 @@ def _verify(
 ) -> NetworkVerification:
     tick = say("verify", 0)
     integers = check_network_integers(quantized, backend.read_integers(artifact))
-    exact = _check_exact(quantized, backend, artifact, evaluation)
+    exact = _check_exact(quantized, network.inputs, backend, artifact, evaluation)
     session = backend.open_network(artifact, "shipped")
 
     def ticking(outputs: Iterable[Batch]) -> Iterator[Batch]:
@@ -199,23 +215,37 @@ def check_network_integers(canonical: ir.Model, found: Integers8) -> Integers:
     return Integers(len(weights), tuple(different), len(grids))
 
 
-def _check_exact(quantized: ir.Model, backend: Backend, artifact: Path, evaluation: Samples) -> Agreement:
+def _check_exact(
+    quantized: ir.Model, ports: Sequence[Port], backend: Backend, artifact: Path, evaluation: Samples
+) -> Agreement:
     """Compare outputs without rounded activations: what is left is the order in which floats are added."""
     reference = quantized.clone()
     without_rounding(reference.graph)
     session = backend.open_network(artifact, "exact")
-    batch, _ = next(evaluation.batches())
-    few = {name: array[:_EXACT_SAMPLES] for name, array in batch.items()} if evaluation.axis is not None else batch
+    few, samples = _first(evaluation, ports, _EXACT_SAMPLES)
     (expected,) = run(reference, [few])
     found = session.run(few)
     error = relative = 0.0
     for name, array in expected.items():
         if array.dtype.kind == "f" and array.size:
-            apart = float(np.abs(found[name] - array).max())
-            spread = float(array.std()) or float(np.abs(array).max()) or 1.0
-            error, relative = max(error, apart), max(relative, apart / spread)
-    finite = relative if np.isfinite(relative) else float("inf")
-    return Agreement(error, finite, len(next(iter(few.values()))), _EXACT_BOUND)
+            with np.errstate(invalid="ignore"):  # infinite - infinite
+                apart = float(np.where(found[name] == array, 0, np.abs(found[name] - array)).max())
+            apart = apart if np.isfinite(apart) else float("inf")  # a NaN would be lost in max
+            numbers = array[np.isfinite(array)]
+            spread = float(numbers.std() or np.abs(numbers).max()) if numbers.size else 0.0
+            error, relative = max(error, apart), max(relative, apart / (spread or 1.0))
+    return Agreement(error, relative, samples, _EXACT_BOUND)
+
+
+def _first(samples: Samples, ports: Sequence[Port], count: int) -> tuple[Batch, int]:
+    """Return the inputs of the first samples, where the network leaves open how many there are, and their number."""
+    batch, _ = next(samples.batches())
+    taken = min(samples.batch, samples.count)
+    if not isinstance(samples.axis, str) or taken <= count:
+        return batch, taken
+    axes = {port.name: axis_of(port, samples.axis) for port in ports}
+    few = range(count)
+    return {name: array if axes[name] is None else array.take(few, axes[name]) for name, array in batch.items()}, count
 
 
 def _broken_bounds(integers: Integers, exact: Agreement, quality: NetworkQuality, plan: NetworkPlan) -> tuple[str, ...]:
@@ -263,8 +293,7 @@ def _measure(
     backend.compile_network(
         NetworkJob(network.model, network, msgspec.structs.replace(plan, wishes=plain), target), folder
     )
-    batch, _ = next(evaluation.batches())
-    feed = {name: array[:1] for name, array in batch.items()} if evaluation.batch > 1 else batch
+    feed, _ = _first(evaluation, network.inputs, 1)
     shipped, floats = (backend.open_network(path, "shipped") for path in (artifact, folder))
     times = paired_ms(partial(floats.run, feed), partial(shipped.run, feed), pairs=_PAIRS)
     ratio, low, high = ratio_interval(times[:, 0], times[:, 1])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgec.frontends.network import Network
     from edgec.graph.weights import Codes
     from edgec.quantize.scheme import Scheme
-    from edgec.spec.network_plan import NetworkPlan
+    from edgec.spec.network_plan import Grids, NetworkPlan
     from edgec.spec.plan import Plan
     from edgec.spec.target import Target
 
@@ -142,7 +142,7 @@ class NetworkLimits:
 
     Args:
         follow: operators that it runs on integers, besides convolutions and products, for 8-bit inputs and outputs.
-        symmetric_activations: whether it takes activations as int8 around 0 only.
+        grids: the integers that it takes for activations: "shifted" is uint8 with a zero point, "signed" int8 around 0.
         round_convolutions: whether its int8 convolutions give integers only.
         weights: how it takes weights.
         activations: what it can multiply int8 weights with.
@@ -150,7 +150,7 @@ class NetworkLimits:
     """
 
     follow: frozenset[str]
-    symmetric_activations: bool = False
+    grids: "Grids" = "shifted"
     round_convolutions: bool = False
     weights: frozenset[str] = frozenset({"fp32", "fp16", "int8"})
     activations: frozenset[str] = frozenset({"static", "dynamic", "float"})

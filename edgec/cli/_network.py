@@ -158,8 +158,11 @@ def build(
     """Build a network's bundle, and return the report."""
     from edgec.backends.backend import get_backend
     from edgec.build_network import build_network
+    from edgec.evaluate.metrics import metric_of, split
 
     get_backend(found.plan.backend).require_compiler(found.target)
+    for metric in metrics:  # before the work
+        metric_of(split(metric)[0])
     evaluation = None
     if verify:
         name = eval_data or _default_text(found.network)

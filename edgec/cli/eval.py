@@ -72,10 +72,10 @@ def command(
         window=min(window or plan.verify.window, plan.context_length),
     )
     with progress() as bar:
-        task = bar.add_task("evaluate", total=None)
+        step = bar.add_task("evaluate", total=None)
 
         def tick(_: str) -> None:
-            bar.advance(task)
+            bar.advance(step)
 
         if source:
             rows = _rows(_against_source(artifact, source, corpus, ignore_config, tick))

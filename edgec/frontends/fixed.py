@@ -41,6 +41,11 @@ def _array(port: Port, text: str) -> NDArray[Any]:
     if len(sizes) < len(port.shape):
         raise UsageError(f"input '{port.name}' has open sizes {list(port.shape)}, so it is no constant")
     try:
-        return np.full(sizes, float(text)).astype(port.dtype)
+        number = float(text)
     except ValueError:
         raise UsageError(f"'{text}' is no number", where=port.name, hint=f"such as --fix {port.name}=16000") from None
+    with np.errstate(all="ignore"):  # told below
+        array = np.full(sizes, number).astype(port.dtype)
+    if not np.isfinite(array).all() or (array.dtype.kind != "f" and (array != number).any()):
+        raise UsageError(f"{text} is no {port.dtype}", where=port.name)
+    return array

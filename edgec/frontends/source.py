@@ -36,8 +36,8 @@ class NetworkOptions:
 def is_network(source: str, task: str | None = None) -> bool:
     """Say whether a model is a network; else it is a decoder language model, or nothing that exists.
 
-    Directories are networks if transformers knows their architecture and edgec does not, or if the user names a task that
-    is none of decoders.
+    Directories are networks if transformers knows their architecture and edgec does not, or if the user names a task
+    that is none of decoders.
     """
     path = Path(source)
     if path.suffix.lower() in (".onnx", ".pt2") or (_FACTORY.fullmatch(source) and not path.exists()):
@@ -50,7 +50,7 @@ def is_network(source: str, task: str | None = None) -> bool:
     if task is not None:
         return task != _TASK_OF_DECODERS
     kind = read_json_object(path / "config.json").get("model_type")
-    if kind in families() or find_spec("transformers") is None:
+    if not isinstance(kind, str) or kind in families() or find_spec("transformers") is None:
         return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

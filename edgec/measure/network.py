@@ -61,12 +61,17 @@ def made_up(inputs: tuple[Port, ...], sizes: Mapping[str, int], default: int = 1
     Args:
         inputs: what the network takes.
         sizes: name of an open size -> what it is.
-        default: of open sizes that have no entry; a batch has one sample.
+        default: of open sizes that have no entry; a batch, which is what is called so or else first, has one sample.
     """
     rng = np.random.default_rng(0)
+    is_named = any(_BATCH in size for port in inputs for size in port.shape if isinstance(size, str))
+    first = {port.shape[0] for port in inputs if port.shape}
 
     def size(wanted: int | str) -> int:
-        return wanted if isinstance(wanted, int) else sizes.get(wanted, 1 if _BATCH in wanted else default)
+        if isinstance(wanted, int):
+            return wanted
+        is_batch = _BATCH in wanted if is_named else wanted in first
+        return sizes.get(wanted, 1 if is_batch else default)
 
     feed = {}
     for port in inputs:

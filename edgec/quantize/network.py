@@ -15,12 +15,14 @@ from edgec.calibrate.calibrators import calibrator_named
 from edgec.calibrate.observe import observe
 from edgec.calibrate.run import run
 from edgec.calibrate.samples import Samples
+from edgec.errors import RegressionError
 from edgec.evaluate.network import compare
 from edgec.frontends.network import Port
 from edgec.graph.store import Store
 from edgec.quantize.bias import mean_shift
 from edgec.quantize.placement import Placement, Site
-from edgec.quantize.qdq import Grid, quantize_network
+from edgec.quantize.qdq import Grid, quantize_network, takes_shift
+from edgec.spec.network_plan import Grids
 
 Tick = Callable[[str], object]
 Place = Callable[[frozenset[str]], Placement]
@@ -36,7 +38,7 @@ class Rounding(msgspec.Struct, frozen=True):
     Args:
         range: a file in edgec/calibrate/calibrators.
         algorithm: a file in edgec/quantize/algorithms.
-        symmetric: activations are int8 around 0.
+        grids: the integers of activations, see `edgec.backends.backend.NetworkLimits`.
         correct_bias: biases take up what rounding shifts on average.
         min_cosine: of each output with the float model's, below which nodes go back to float.
         keep_float: share of the nodes that may.
@@ -44,7 +46,7 @@ class Rounding(msgspec.Struct, frozen=True):
 
     range: str
     algorithm: str
-    symmetric: bool
+    grids: Grids
     correct_bias: bool
     min_cosine: float
     keep_float: float
@@ -58,11 +60,13 @@ class Quantized:
         model: the canonical graph with integers.
         kept_float: node -> why it stayed in float though it was meant to be int8.
         placement: what became int8; None where nothing did.
+        remarks: what was done before, for people.
     """
 
     model: ir.Model
     kept_float: dict[str, str]
     placement: Placement | None
+    remarks: tuple[str, ...] = ()
 
 
 def quantize_static(
@@ -101,7 +105,10 @@ def quantize_static(
     reference = list(run(model, _inputs(few)))
 
     def cosine(candidate: ir.Model) -> float:
-        found = compare(reference, run(candidate, _inputs(few)), few, (), ports=outputs)
+        try:
+            found = compare(reference, run(candidate, _inputs(few)), few, (), ports=outputs)
+        except RegressionError:  # it computes what is no number
+            return -1.0
         return min(output.cosine for output in found.outputs)
 
     whole = cosine(quantized)
@@ -129,11 +136,14 @@ class _Builder:
         self, model: ir.Model, grids: Mapping[str, Grid], rounding: Rounding, samples: Samples, scratch: Path
     ) -> None:
         self._model, self._grids, self._rounding = model, grids, rounding
+        self._nodes = {str(node.name): node for node in model.graph}
         self._samples, self._scratch, self._made = samples, scratch, 0
 
     def __call__(self, placement: Placement, *, correct: bool = True) -> ir.Model:
         quantized = self._quantize(placement, None)
-        names = [site.node for site in placement.sites if site.bias is not None]
+        names = [
+            site.node for site in placement.sites if site.weight is not None and takes_shift(self._nodes[site.node])
+        ]
         if not (correct and self._rounding.correct_bias and names):
             return quantized
         shifts = mean_shift(self._model, quantized, names, _inputs(self._samples))
@@ -154,8 +164,9 @@ def _find_grids(
     names = {*placement.groups, *placement.groups.values()}
     histograms = observe(model, sorted(names), _inputs(samples), tick=tick)
     find = calibrator_named(rounding.range).find_range
+    symmetric = rounding.grids == "signed"
     return {
-        name: Grid.over(*find(histogram, _LEVELS, rounding.symmetric), symmetric=rounding.symmetric)
+        name: Grid.over(*find(histogram, _LEVELS, symmetric), symmetric=symmetric)
         for name, histogram in histograms.items()
     }
 

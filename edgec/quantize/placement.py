@@ -137,13 +137,13 @@ def weight_of(node: ir.Node) -> Weight | None:
 
 def _is_lookup(node: ir.Node) -> bool:
     """Say whether a node looks up rows of a table that nothing else reads."""
-    if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0):
+    if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     table = node.inputs[0]
     if table is None or table.const_value is None or not table.is_initializer() or table.is_graph_output():
         return False
     is_matrix = table.dtype == ir.DataType.FLOAT and table.shape is not None and len(table.shape) == 2
-    return is_matrix and table.const_value.shape[0] >= _SMALLEST_TABLE and len(table.uses()) == 1
+    return is_matrix and table.const_value.shape.numpy()[0] >= _SMALLEST_TABLE and len(table.uses()) == 1
 
 
 def _refusal(node: ir.Node) -> str | None:
@@ -158,7 +158,7 @@ def _refusal(node: ir.Node) -> str | None:
         return "a transposed convolution in groups has no scale per output"
     if node.op_type == "Gemm":
         plain = node.attributes.get_float("alpha", 1.0) == 1 and node.attributes.get_float("beta", 1.0) == 1
-        if not plain or node.attributes.get_int("transA", 0):
+        if not plain or node.attributes.get_int("transA", 0) != 0:
             return "it scales or transposes what it reads"
     return None
 

@@ -45,7 +45,7 @@ class Grid:
 
         Scales have 11 significant bits, rounded down: so both ends of the grid, which some runtimes store in its place,
         are exact float32 numbers, and none lies beyond the bound of an activation that the grid stands in for. What
-        that clips is at most an eighth of a step.
+        that clips is at most a quarter of a step, and half of one more where there are numbers on both sides of 0.
 
         Args:
             low: the lowest number to keep.
@@ -87,7 +87,8 @@ def quantize_network(
         grids: for each value of `rounded_values(placement)`; none at all leaves activations in float.
         store: where the integers go.
         algorithm: that rounds weights, a file in `edgec/quantize/algorithms`.
-        shifts: node -> what its outputs lack on average, per channel; added to biases before they are rounded.
+        shifts: node that `takes_shift` -> what its outputs lack on average, per channel; added to its bias before that
+            is rounded.
         tick: called with the name of each weight.
     """
     quantized = model.clone()
@@ -103,10 +104,11 @@ def quantize_network(
         tick(name)
     if grids:
         for site in placement.sites:
-            if site.bias is not None and site.weight is not None:
-                grid = grids[placement.groups[site.data[0]]]
-                shift = None if shifts is None else shifts.get(site.node)
-                _put_bias(graph, nodes[site.node], site, scales[site.weight.name] * np.float32(grid.scale), shift)
+            node, shift = nodes[site.node], (shifts or {}).get(site.node)
+            if site.weight is None or (site.bias is None and shift is None):
+                continue
+            scale = np.float32(grids[placement.groups[site.data[0]]].scale)
+            _put_bias(graph, node, site, scales[site.weight.name] * scale, shift)
         _put_activations(graph, placement, grids)
     store.flush()
     sweep(graph)
@@ -191,8 +193,8 @@ def _smallest_scale(
 def _put_bias(
     graph: ir.Graph, node: ir.Node, site: Site, scales: NDArray[np.float32], shift: NDArray[np.float64] | None
 ) -> None:
-    """Replace the bias of one node by int32 and a DequantizeLinear; the float stays where others read it."""
-    bias = array_of(graph.initializers[str(site.bias)]).astype(np.float64)
+    """Give one node a bias of int32 and a DequantizeLinear; its float stays where others read it."""
+    bias = np.zeros(len(scales)) if site.bias is None else array_of(graph.initializers[site.bias]).astype(np.float64)
     codes = np.rint((bias if shift is None else bias + shift) / scales).astype(np.int32)
     inputs = [
         constant(graph, f"{site.node}.bias.codes", codes),
@@ -203,7 +205,20 @@ def _put_bias(
     output.name, output.type = f"{site.node}.bias.float", ir.TensorType(ir.DataType.FLOAT)
     output.shape = ir.Shape(codes.shape)
     graph.insert_before(node, dequantize)
+    node.resize_inputs(3)
     node.replace_input_with(2, output)
+
+
+def takes_shift(node: ir.Node) -> bool:
+    """Say whether there is a place for a correction, channel by channel, of what a node with a constant weight gives.
+
+    That is a bias of its own, or room for one. What is added behind a MatMul is left alone: between the norms of
+    transformers corrections did not help (all-MiniLM-L6-v2, embeddings of sentences: 22.1 dB without, 21.6 dB with).
+    """
+    if node.op_type not in ("Conv", "Gemm"):
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return bias is None or (bias.is_initializer() and bias.shape is not None and len(bias.shape) == 1)
 
 
 def _put_activations(graph: ir.Graph, placement: Placement, grids: Mapping[str, Grid]) -> None:
@@ -223,7 +238,8 @@ def _put_activations(graph: ir.Graph, placement: Placement, grids: Mapping[str, 
 def _round(graph: ir.Graph, value: ir.Value, readers: list[ir.Node], grid: Grid) -> None:
     """Write `QuantizeLinear -> DequantizeLinear` between a value and nodes that read it, in the graph's order."""
     name = str(value.name)
-    scale, zero = constant(graph, f"{name}.scale", np.array(grid.scale, np.float32)), grid.zero(graph)
+    # Models may well call constants of their own `NAME.scale`.
+    scale, zero = constant(graph, f"{name}.quantize.scale", np.array(grid.scale, np.float32)), grid.zero(graph)
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
     dequantize = ir.node("DequantizeLinear", [*quantize.outputs, scale, zero], name=f"{name}.dequantize")
     for node, dtype in ((quantize, zero.dtype), (dequantize, ir.DataType.FLOAT)):

@@ -114,7 +114,7 @@ def describe(plan: NetworkPlan) -> str:
     wishes = plan.wishes
     if wishes.weights != "int8":
         return f"{wishes.weights} weights"
-    grid = "int8 around 0" if plan.symmetric else "uint8"
+    grid = {"shifted": "uint8", "signed": "int8"}[plan.grids]
     how = {
         "static": f"{grid} activations, calibrated scales ({wishes.range})",
         "dynamic": "int8 activations, scales found as it runs",

@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
 from edgec.frontends.network import Port
 from edgec.spec.network_profile import NetworkBounds, NetworkWishes
 from edgec.spec.plan import Source
+
+Grids = Literal["shifted", "signed"]
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -32,7 +35,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     Args:
         edgec: version of the compiler.
         wishes: of the profile, with patterns in `skip` resolved to nodes.
-        symmetric: whether activations are int8 around 0; else uint8 with a zero point.
+        grids: the integers of activations, see `edgec.backends.backend.NetworkLimits`.
         int8: the nodes that may compute on integers: measuring may leave some in float.
         floats: node -> why it computes in float, for those that might have been int8.
         calibration: the samples of static activations, or None.
@@ -47,7 +50,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     backend: str
     profile: str
     wishes: NetworkWishes
-    symmetric: bool
+    grids: Grids
     int8: tuple[str, ...] = ()
     floats: Mapping[str, str] = {}
     calibration: Data | None = None

@@ -49,6 +49,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             "entropy" loses the least information, "mse" has the smallest mean square error.
         algorithm: that rounds weights: a file in edgec/quantize/algorithms that looks at weights alone.
         equalize: scale channels of consecutive layers alike before rounding, which leaves the model what it is.
+        smooth: scale channels of activations in front of products, where that makes rounding hurt less; the same.
         correct_bias: add to biases what rounding shifts on average.
         skip: nodes that stay in float, by their names as `edgec plan` prints them, or patterns as in a shell.
         keep_float: share of the int8 nodes that may go back to float where the model would leave its bounds; those
@@ -62,6 +63,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     range: Range = "minmax"
     algorithm: str = "rtn"
     equalize: bool = False
+    smooth: bool = False
     correct_bias: bool = False
     skip: tuple[str, ...] = ()
     keep_float: _Share = 0.25

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 import msgspec
+import onnx_ir as ir
 
 from edgec import __version__
 from edgec.backends.backend import NetworkLimits, get_backend
@@ -32,7 +33,7 @@ def resolve_network(
         )
     limits, wishes = get_backend(chosen).NETWORKS, profile.wishes
     _check_storage(target, profile, limits, chosen)
-    _check_domains(network, limits, chosen)
+    _check_operators(network, limits, chosen)
     if wishes.is_static and calibration is None:
         raise PlanError(
             f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
@@ -40,7 +41,7 @@ def resolve_network(
             hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
         )
     skipped = _skipped(network, wishes, profile.name)
-    placement = _place(network, limits, wishes, skipped)
+    placement = _place(network.model, limits, wishes, skipped)
     is_int8 = wishes.weights == "int8"
     return NetworkPlan(
         edgec=__version__,
@@ -52,22 +53,22 @@ def resolve_network(
         backend=chosen,
         profile=profile.name,
         wishes=msgspec.structs.replace(wishes, skip=tuple(skipped)),
-        symmetric=limits.symmetric_activations,
+        grids=limits.grids,
         int8=tuple(site.node for site in placement.sites) if is_int8 else (),
         floats=dict(placement.floats) if is_int8 else {},
         calibration=calibration if wishes.is_static else None,
     )
 
 
-def placement_of(network: Network, plan: NetworkPlan, keep_float: frozenset[str] = frozenset()) -> Placement:
-    """Return where a plan puts integers, but for some nodes that are to stay in float."""
-    return _place(network, get_backend(plan.backend).NETWORKS, plan.wishes, {*plan.wishes.skip, *keep_float})
+def placement_of(model: ir.Model, plan: NetworkPlan, keep_float: frozenset[str] = frozenset()) -> Placement:
+    """Return where a plan puts integers in a network's graph, but for some nodes that are to stay in float."""
+    return _place(model, get_backend(plan.backend).NETWORKS, plan.wishes, {*plan.wishes.skip, *keep_float})
 
 
-def _place(network: Network, limits: NetworkLimits, wishes: NetworkWishes, skip: Collection[str]) -> Placement:
+def _place(model: ir.Model, limits: NetworkLimits, wishes: NetworkWishes, skip: Collection[str]) -> Placement:
     if not wishes.is_static:  # runtimes find the scales of products alone
-        return place(network.model, (), skip.__contains__)
-    return place(network.model, limits.follow, skip.__contains__, round_convolutions=limits.round_convolutions)
+        return place(model, (), skip.__contains__)
+    return place(model, limits.follow, skip.__contains__, round_convolutions=limits.round_convolutions)
 
 
 def count_parameters(network: Network) -> int:
@@ -106,8 +107,14 @@ def _check_storage(target: Target, profile: NetworkProfile, limits: NetworkLimit
         )
 
 
-def _check_domains(network: Network, limits: NetworkLimits, backend: str) -> None:
+def _check_operators(network: Network, limits: NetworkLimits, backend: str) -> None:
     for node in network.model.graph.all_nodes():
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            raise PlanError(
+                f"the model is quantized already: it has {node.op_type}",
+                where=str(node.name),
+                hint="give the float model that it was made from",
+            )
         if node.domain not in limits.domains:
             raise PlanError(
                 f"the {backend} backend has no operator {node.domain}.{node.op_type}",

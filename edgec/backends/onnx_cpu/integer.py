@@ -29,10 +29,10 @@ Rounded = tuple[ir.Value, ir.Value, ir.Value]
 
 
 def lower_integer_matmuls(graph: ir.Graph, *, unsigned_weights: bool) -> None:
-    """Replace every MatMul whose left side is dequantized by MatMulIntegerToFloat."""
+    """Replace every MatMul of a rounded activation and an integer weight by MatMulIntegerToFloat."""
     for node in list(graph):
-        if node.op_type == "MatMul" and (quantize := quantizer(node.inputs[0])) is not None:
-            _matmul(graph, node, quantize, unsigned_weights=unsigned_weights)
+        if node.op_type == "MatMul" and (quantize := quantizer(node.inputs[0])) and is_weight(node.inputs[1]):
+            multiply(graph, node, rounded(graph, quantize), unsigned_weights=unsigned_weights)
 
 
 def quantizer(value: ir.Value | None) -> ir.Node | None:
@@ -43,8 +43,16 @@ def quantizer(value: ir.Value | None) -> ir.Node | None:
     return dequantize.inputs[0].producer()
 
 
-def _matmul(graph: ir.Graph, node: ir.Node, quantize: ir.Node, *, unsigned_weights: bool) -> None:
-    multiply(graph, node, rounded(graph, quantize), unsigned_weights=unsigned_weights)
+def is_weight(value: ir.Value | None) -> bool:
+    """Say whether a value is a constant of int8 with one scale for each output, dequantized."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) != 2:
+        return False
+    codes, scales = node.inputs
+    assert codes is not None
+    assert scales is not None
+    is_constant = codes.is_initializer() and codes.dtype == ir.DataType.INT8
+    return is_constant and scales.shape is not None and len(scales.shape) == 1
 
 
 def multiply(graph: ir.Graph, node: ir.Node, left: Rounded, *, unsigned_weights: bool) -> None:

@@ -15,16 +15,14 @@ from edgec.backends.network import NetworkSettings, write_network_settings
 from edgec.backends.onnx_cpu import CONTRIB
 from edgec.backends.onnx_cpu.codes import kernel_codes
 from edgec.backends.onnx_cpu.files import MODEL_FILE
-from edgec.backends.onnx_cpu.integer import lower_integer_matmuls, multiply, product_inputs, quantizer, rounded
+from edgec.backends.onnx_cpu.integer import is_weight, lower_integer_matmuls, multiply
 from edgec.backends.onnx_cpu.kernels import saturates
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
 from edgec.graph.integers import grids_of, network_codes
 from edgec.graph.rewrite import array_of, lazy, replace, sweep
-from edgec.graph.weights import stored_codes
 from edgec.graph.write import write_weights
 
 _FLOAT_ACTIVATIONS = 1
-_DYNAMIC = 4
 
 
 def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
@@ -50,13 +48,14 @@ def lower_network(model: ir.Model, activations: str, *, unsigned_weights: bool) 
     """
     lowered = model.clone()
     graph = lowered.graph
-    lower_integer_matmuls(graph, unsigned_weights=unsigned_weights)
-    for node in list(graph):
-        if node.op_type == "Gemm" and (quantize := quantizer(node.inputs[0])) is not None:
-            _lower_gemm(graph, node, quantize, unsigned_weights=unsigned_weights)
-    if activations == "dynamic":
-        _lower_dynamic(graph, unsigned_weights=unsigned_weights)
-    lower_matmuls(graph, _DYNAMIC if activations == "dynamic" else _FLOAT_ACTIVATIONS)
+    _split_gemms(graph)
+    match activations:
+        case "static":
+            lower_integer_matmuls(graph, unsigned_weights=unsigned_weights)
+        case "dynamic":
+            _lower_dynamic(graph, unsigned_weights=unsigned_weights)
+        case _:
+            lower_matmuls(graph, _FLOAT_ACTIVATIONS)
     lower_gathers(graph)
     _keep_norms_apart(graph)
     sweep(graph)
@@ -64,33 +63,45 @@ def lower_network(model: ir.Model, activations: str, *, unsigned_weights: bool) 
     return lowered
 
 
-def _lower_gemm(graph: ir.Graph, node: ir.Node, quantize: ir.Node, *, unsigned_weights: bool) -> None:
-    """Write a Gemm of integers as MatMulIntegerToFloat, whose bias is float."""
-    weight = node.inputs[1].producer() if node.inputs[1] is not None else None
-    assert weight is not None
-    inputs = product_inputs(graph, rounded(graph, quantize), stored_codes(weight), unsigned_weights=unsigned_weights)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        inputs.append(_float_bias(graph, node.inputs[2]))
-    replace(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=CONTRIB, name=node.name))
+def _split_gemms(graph: ir.Graph) -> None:
+    """Write each Gemm with an integer weight as MatMul and Add, of which one operator is made whatever the mode.
+
+    Which side of the weight the outputs are on, its scales say. Left to itself, ONNX Runtime would round what a Gemm
+    multiplies, also where it should not.
+    """
+    for node in list(graph):
+        if node.op_type != "Gemm" or not is_weight(node.inputs[1]):
+            continue
+        product = ir.node("MatMul", node.inputs[:2], name=node.name)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None:
+            replace(graph, node, product)
+            continue
+        product.outputs[0].name = f"{node.name}.product"
+        graph.insert_before(node, product)
+        inputs = [product.outputs[0], _float_bias(graph, bias, node)]
+        replace(graph, node, ir.node("Add", inputs, name=f"{node.name}.bias"))
 
 
-def _float_bias(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """Return what an int32 bias stands for as a constant; another one as it is."""
-    node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear":
+def _float_bias(graph: ir.Graph, value: ir.Value, gemm: ir.Node) -> ir.Value:
+    """Return what an int32 bias stands for, and one number for all outputs once for each; another bias as it is."""
+    node, shape = value.producer(), gemm.outputs[0].shape
+    if node is not None and node.op_type == "DequantizeLinear":
+        codes, scales = (array_of(v) for v in node.inputs[:2] if v is not None)
+        bias = codes.astype(np.float32) * scales
+    elif value.is_initializer() and value.shape == (1,) and shape is not None and isinstance(shape[-1], int):
+        bias = np.repeat(array_of(value), shape[-1])
+    else:
         return value
-    codes, scales = (array_of(v) for v in node.inputs[:2] if v is not None)
-    bias = codes.astype(np.float32) * scales
-    return lazy(graph, f"{node.name}.product", ir.DataType.FLOAT, bias.shape, lambda: bias)
+    return lazy(graph, f"{gemm.name}.constant", ir.DataType.FLOAT, bias.shape, lambda: bias)
 
 
 def _lower_dynamic(graph: ir.Graph, *, unsigned_weights: bool) -> None:
     """Round what int8 weights multiply as the model runs: once for all products that read the same value."""
     made: dict[ir.Value, ir.Node] = {}
     for node in list(graph):
-        weight = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
-        value = node.inputs[0] if node.inputs else None
-        if weight is None or weight.op_type != "DequantizeLinear" or value is None:
+        value = node.inputs[0] if node.op_type == "MatMul" else None
+        if value is None or not is_weight(node.inputs[1]):
             continue
         if value not in made:
             outputs = [

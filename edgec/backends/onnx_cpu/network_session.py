@@ -33,14 +33,14 @@ class OnnxCpuNetwork:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         model: Path | bytes = self._path
-        if mode == "exact":
-            from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_network
-
-            model = exact_network(self._path)
-            folder = {"session.model_external_initializers_file_folder_path": str(artifact)}
-            for key, value in {**EXACT_ENTRIES, **folder}.items():
-                options.add_session_config_entry(key, value)
         try:
+            if mode == "exact":
+                from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_network
+
+                model = exact_network(self._path)
+                folder = {"session.model_external_initializers_file_folder_path": str(artifact)}
+                for key, value in {**EXACT_ENTRIES, **folder}.items():
+                    options.add_session_config_entry(key, value)
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise BundleError(

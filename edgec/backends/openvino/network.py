@@ -4,6 +4,8 @@ OpenVINO's own ONNX frontend takes the canonical graph: of QuantizeLinear and De
 and the compressed constants that its plugins run on integers.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ from openvino._offline_transformations import apply_moc_transformations
 from edgec.backends.backend import Integers8, NetworkJob
 from edgec.backends.network import NetworkSettings, write_network_settings
 from edgec.backends.openvino import MARKER
+from edgec.backends.openvino.network_attention import split_attention
 from edgec.backends.openvino.network_session import is_rounding
 from edgec.errors import PlanError
+from edgec.graph.integers import grids_of
 from edgec.graph.write import write_weights
 
 _GRAPH = "canonical.onnx"
 _STEPS = 255
+# What OpenVINO calls the nodes that it makes: their type and a number, which counts all that the process made.
+_MADE = re.compile(r"[A-Za-z]+_\d+")
 
 
 def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
@@ -28,6 +34,7 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     scratch = folder / "scratch"
     scratch.mkdir()
     graph = job.model.clone()
+    split_attention(graph.graph)
     write_weights(graph, scratch, lambda _: None)
     ir.save(graph, scratch / _GRAPH)
     try:
@@ -40,6 +47,7 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
             f"OpenVINO does not take the graph: {lines[-1] if lines else type(error).__name__}",
             hint="choose another backend, or leave the operator that it names out of the model",
         ) from error
+    _name_alike(model, grids_of(job.model.graph))
     for name, value in _runtime_options(job.plan.wishes.activations).items():
         model.set_rt_info(value, ["runtime_options", name])
     ov.save_model(model, folder / MARKER, compress_to_fp16=False)
@@ -52,6 +60,24 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
         folder, NetworkSettings("openvino", MARKER, plan.inputs, plan.outputs, plan.task, job.network.labels)
     )
     return ()
+
+
+def _name_alike(model: Any, grids: Mapping[str, tuple[float, int]]) -> None:
+    """Give nodes that OpenVINO made names that do not depend on what else the process did.
+
+    Where it moved the rounding of a value through a Transpose, that gets the name of the value again.
+    """
+    nodes = model.get_ordered_ops()
+    lost = dict(grids)
+    for node in filter(is_rounding, nodes):
+        lost.pop(_name(node), None)
+    for index, node in enumerate(nodes):
+        if not _MADE.fullmatch(node.get_friendly_name()) or node.get_type_name() in ("Parameter", "Result"):
+            continue
+        same = (name for name, grid in lost.items() if is_rounding(node) and grid == _grid(node))
+        if (name := next(same, None)) is not None:
+            del lost[name]
+        node.set_friendly_name(f"{node.get_type_name()}.{index}" if name is None else f"{name}.dequantize")
 
 
 def _runtime_options(activations: str) -> dict[str, str]:
@@ -90,5 +116,5 @@ def _name(node: Any) -> str:
 
 def _grid(node: Any) -> tuple[float, int]:
     low, high = (float(value.get_node().data.item()) for value in node.input_values()[1:3])
-    scale = (high - low) / _STEPS
+    scale = (high - low) / _STEPS  # as unsigned integers: those around 0 begin at -128
     return scale, round(-low / scale)

@@ -4,20 +4,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.backends.backend import Footprint, Limits
+from edgec.backends.backend import Footprint, Limits, NetworkLimits
 from edgec.backends.tensorrt.kernels import block_size
 from edgec.errors import require
+from edgec.quantize.operators import KEEPING
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgec.backends.backend import Job, Mode
+    from edgec.backends.backend import Integers8, Job, Mode, NetworkJob
+    from edgec.backends.network import NetworkMode
     from edgec.backends.session import Session
     from edgec.backends.settings import Settings
     from edgec.backends.tensorrt.cuda import Gpu
     from edgec.backends.tensorrt.engine import Engine
+    from edgec.backends.tensorrt.network_session import TensorRtNetwork
     from edgec.graph.weights import Codes
     from edgec.spec.plan import Plan
     from edgec.spec.target import Target
@@ -49,6 +52,14 @@ LIMITS = Limits(
     weights=frozenset({"fp32", "fp16", "fp8", "int8", "int4", "nvfp4"}),
     zero_points=False,
     activations=frozenset({"float", "static"}),
+)
+
+# Read from the layers of engines: between integers TensorRT-RTX 1.7 runs all of these in kernels that read and write
+# int8, but for AveragePool, which it widens, and which Jetson's TensorRT documents as one of those that it quantizes.
+NETWORKS = NetworkLimits(
+    follow=frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", *KEEPING}),
+    grids="signed",
+    activations=frozenset({"static", "float"}),
 )
 
 
@@ -86,6 +97,30 @@ def open_session(
     return GraphSession(artifact, mode, threads=threads, max_length=max_length)
 
 
+def compile_network(job: "NetworkJob", folder: Path) -> tuple[str, ...]:
+    """Write the artifact of a network; see `edgec.backends.backend.Backend`."""
+    require_compiler(job.target)
+    from edgec.backends.tensorrt.network import compile_network
+
+    return compile_network(job, folder)
+
+
+def open_network(artifact: Path, mode: "NetworkMode", *, threads: int | None = None) -> "TensorRtNetwork":
+    """Load the graph that the engine of a network is compiled from; see `edgec.backends.backend.Backend`."""
+    require("onnx_ir", "build")
+    from edgec.backends.tensorrt.network_session import TensorRtNetwork
+
+    return TensorRtNetwork(artifact, mode, threads=threads)
+
+
+def read_integers(artifact: Path) -> "Integers8":
+    """Return the integers in the files of an artifact of a network."""
+    require("onnx_ir", "build")
+    from edgec.backends.tensorrt.network import read_integers
+
+    return read_integers(artifact)
+
+
 def _runnable(artifact: Path) -> "tuple[Engine, Gpu] | None":
     """Return the artifact's engine and the GPU here that it is for, if both are there."""
     from edgec.backends.tensorrt.cuda import gpus
@@ -106,10 +141,12 @@ def kernel_of(operation: Operation, plan: "Plan", target: "Target") -> Kernel:
 
 
 def not_run(artifact: Path) -> str | None:
-    """Return what was compiled and that its graph is run instead; None where the GPU of its engine is here."""
+    """Return what was compiled and that its graph is run instead; None where the GPU of a decoder's engine is here."""
+    from edgec.backends.network import NETWORK_FILE
     from edgec.backends.tensorrt.engine import describe, read_engines
 
-    return None if _runnable(artifact) else describe(read_engines(artifact))
+    runs = not (artifact / NETWORK_FILE).is_file() and _runnable(artifact) is not None
+    return None if runs else describe(read_engines(artifact))
 
 
 def read_settings(artifact: Path) -> "Settings":

@@ -37,21 +37,39 @@ def compile_decoder(job: Job, folder: Path, tick: Callable[[str], object]) -> tu
         PlanError: the compiler refuses the graph; it says which node, and the checkpoint tensor that it came from.
         MissingRuntimeError: the target takes engines from this machine, and the compiler is not installed.
     """
-    gpu = job.target.gpu
-    assert gpu is not None
     ahead = AHEAD_OF_TIME in job.target.runtimes
     lowered, notes = write_graph(job, folder, tick, old=not ahead)
     shapes = profiles(lowered, job.plan.context_length)
-    if ahead:
-        made = _compile(folder, shapes, gpu.sm, folder / _ENGINE_FILE.format(sm=gpu.sm))
-        if isinstance(made, Failure):
-            raise refusal(made, gpu.sm, notes)
-        engines = Engines(gpu.sm, on_device=False, engine=made)
-    else:
+    if not ahead:
         write_recipe(folder, _device_settings(job, shapes))
-        engines = _proxy(folder, shapes, gpu.sm, notes)
-    (folder / ENGINES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    write_engines(folder, job.target, shapes, notes)
     return ()
+
+
+def write_engines(folder: Path, target: Target, shapes: tuple[Profile, ...], notes: dict[str, str]) -> Engines:
+    """Compile the graph in `folder` for the target, or for a GPU near it, and write what came of it there.
+
+    Args:
+        folder: holds the graph and its weights.
+        target: takes engines from here, or builds its own.
+        shapes: what the engine takes.
+        notes: what `note_nodes` said of the graph.
+
+    Raises:
+        PlanError: the compiler refuses the graph.
+        MissingRuntimeError: the target takes engines from here, and the compiler cannot be loaded.
+    """
+    assert target.gpu is not None
+    sm = target.gpu.sm
+    if AHEAD_OF_TIME in target.runtimes:
+        made = _compile(folder, shapes, sm, folder / _ENGINE_FILE.format(sm=sm))
+        if isinstance(made, Failure):
+            raise refusal(made, sm, notes)
+        engines = Engines(sm, on_device=False, engine=made)
+    else:
+        engines = _proxy(folder, shapes, sm, notes)
+    (folder / ENGINES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    return engines
 
 
 def write_graph(job: Job, folder: Path, tick: Callable[[str], object], *, old: bool) -> tuple[ir.Model, dict[str, str]]:
@@ -77,15 +95,24 @@ def write_graph(job: Job, folder: Path, tick: Callable[[str], object], *, old: b
 
 
 def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
-    """Return what the device needs to know; decoders never run on a DLA (see `recipe.Settings.dla`)."""
-    assert job.target.gpu is not None
+    return device_settings(
+        job.target,
+        f"{job.decoder.family}-{job.plan.sha256()[:12]}",
+        f"weights {_words(job.plan)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
+        shapes,
+    )
+
+
+def device_settings(target: Target, name: str, precision: str, shapes: tuple[Profile, ...]) -> Settings:
+    """Return what a device needs to know to build its engine; nothing runs on a DLA (see `recipe.Settings.dla`)."""
+    assert target.gpu is not None
     return Settings(
-        name=f"{job.decoder.family}-{job.plan.sha256()[:12]}",
-        precision=f"weights {_words(job.plan)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
+        name=name,
+        precision=precision,
         profiles=shapes,
-        tensorrt_min=oldest_tensorrt(job.target),
+        tensorrt_min=oldest_tensorrt(target),
         tensorrt_below=_NEWEST_TENSORRT,
-        sm=(job.target.gpu.sm,),
+        sm=(target.gpu.sm,),
     )
 
 

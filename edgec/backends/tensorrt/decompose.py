@@ -6,6 +6,7 @@ past is joined outside. TensorRT 10.3 is older than all three, which are then wr
 Source: the function bodies of these operators in the ONNX specification.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,22 @@ from edgec.graph.rewrite import array_of, constant
 
 def decompose(graph: ir.Graph, *, old: bool) -> None:
     """Replace Attention, and for `old` also the other operators of opset 23; types stay what they are."""
-    rules = _OLD if old else _NEW
+    rewrite_operators(graph, _OLD if old else _NEW)
+
+
+def rewrite_operators(graph: ir.Graph, rules: "Rules") -> None:
+    """Replace each node whose operator has a rule, which writes other nodes and returns what they give in its place."""
     for node in list(graph):
         if node.op_type in rules:
-            made = rules[node.op_type](_Writer(graph, node), node)
+            made = rules[node.op_type](Writer(graph, node), node)
             for before, after in zip(node.outputs, made, strict=False):
                 after.name, before.name = before.name, f"{before.name}.replaced"
-                after.shape = before.shape
+                after.type, after.shape = before.type, before.shape
                 before.replace_all_uses_with(after, replace_graph_outputs=True)
             graph.remove(node, safe=True)
 
 
-class _Writer:
+class Writer:
     """Writes nodes in front of the one that they replace; constants are shared by value."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
@@ -46,6 +51,9 @@ class _Writer:
     def integers(self, *values: int) -> ir.Value:
         return constant(self.graph, f"integers.{'.'.join(map(str, values))}", np.array(values, np.int64))
 
+    def integer(self, value: int) -> ir.Value:
+        return constant(self.graph, f"integer.{value}", np.array(value, np.int64))
+
     def scalar(self, value: float) -> ir.Value:
         return constant(self.graph, f"scalar.{value:.9g}", np.array(value, np.float32))
 
@@ -55,7 +63,7 @@ class _Writer:
         return self.op(f"{part}_heads", "Transpose", split, perm=[0, 2, 1, 3])
 
 
-def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Value], list[ir.Value]]:
+def _queries_and_cache(w: Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Value], list[ir.Value]]:
     """Write queries (batch, heads, sequence, dim), and all keys and values (batch, kv_heads, total, dim).
 
     Returns:
@@ -67,7 +75,7 @@ def _queries_and_cache(w: _Writer, node: ir.Node) -> tuple[ir.Value, list[ir.Val
     return q, list(taken), list(kept)
 
 
-def _cached(w: _Writer, node: ir.Node, index: int, kv_heads: int) -> tuple[ir.Value, ir.Value]:
+def _cached(w: Writer, node: ir.Node, index: int, kv_heads: int) -> tuple[ir.Value, ir.Value]:
     """Write a key or value behind its past; return it as attention takes it, and as the cache keeps it."""
     part, new, past = "_kv"[index], node.inputs[index], node.inputs[index + 3]
     rounding = new.producer() if new is not None else None
@@ -91,19 +99,19 @@ def _cached(w: _Writer, node: ir.Node, index: int, kv_heads: int) -> tuple[ir.Va
     return w.op(f"{part}_widened", "DequantizeLinear", whole, scales, zeros, axis=1), whole
 
 
-def _fused_attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
+def _fused_attention(w: Writer, node: ir.Node) -> list[ir.Value]:
     if node.attributes["softcap"].as_float():  # TensorRT's Attention has none
         return _attention(w, node)
     q, taken, present = _queries_and_cache(w, node)
     y = w.op("fused", "Attention", q, *taken, node.inputs[3], scale=node.attributes["scale"].as_float())
-    return [_joined_heads(w, y), *present]
+    return [joined_heads(w, y), *present]
 
 
-def _attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
+def _attention(w: Writer, node: ir.Node) -> list[ir.Value]:
     heads, kv_heads = node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
     softcap = node.attributes["softcap"].as_float()
     q, taken, present = _queries_and_cache(w, node)
-    k, v = (_repeat(w, part, x, heads // kv_heads, heads) for part, x in zip("kv", taken, strict=True))
+    k, v = (repeat(w, part, x, heads // kv_heads, heads) for part, x in zip("kv", taken, strict=True))
     # Scaling Q keeps the scores of float16 in range.
     q = w.op("q_scaled", "Mul", q, w.scalar(node.attributes["scale"].as_float()))
     scores = w.op("scores", "MatMul", q, w.op("k_transposed", "Transpose", k, perm=[0, 1, 3, 2]))
@@ -112,17 +120,17 @@ def _attention(w: _Writer, node: ir.Node) -> list[ir.Value]:
         scores = w.op("capped", "Mul", scores, w.scalar(softcap))
     # The lowest float16: minus infinity less minus infinity would be no number.
     scores = w.op("masked", "Where", node.inputs[3], scores, w.scalar(-65504.0))
-    y = _joined_heads(w, w.op("mixed", "MatMul", w.op("weights", "Softmax", scores, axis=-1), v))
+    y = joined_heads(w, w.op("mixed", "MatMul", w.op("weights", "Softmax", scores, axis=-1), v))
     # Adding nothing keeps this apart from the output projection, whose weight TensorRT otherwise widens first.
     return [w.op("apart", "Add", y, w.scalar(0.0)), *present]
 
 
-def _joined_heads(w: _Writer, x: ir.Value) -> ir.Value:
+def joined_heads(w: Writer, x: ir.Value) -> ir.Value:
     """Write (batch, heads, sequence, dim) as (batch, sequence, heads * dim)."""
     return w.op("joined", "Reshape", w.op("rows", "Transpose", x, perm=[0, 2, 1, 3]), w.integers(0, 0, -1))
 
 
-def _repeat(w: _Writer, part: str, x: ir.Value, times: int, heads: int) -> ir.Value:
+def repeat(w: Writer, part: str, x: ir.Value, times: int, heads: int) -> ir.Value:
     """Write (batch, kv_heads, total, dim) with each head `times` times."""
     if times == 1:
         return x
@@ -133,22 +141,27 @@ def _repeat(w: _Writer, part: str, x: ir.Value, times: int, heads: int) -> ir.Va
     return w.op(f"{part}_repeated", "Reshape", each, shape)
 
 
-def _rotary(w: _Writer, node: ir.Node) -> list[ir.Value]:
-    x, cos, sin, positions = node.inputs
-    heads = node.attributes["num_heads"].as_int()
+def rotary(w: Writer, node: ir.Node) -> list[ir.Value]:
+    """Write a RotaryEmbedding that is not interleaved."""
+    x, cos, sin = node.inputs[:3]
+    positions = node.inputs[3] if len(node.inputs) > 3 else None
+    assert x is not None
     assert cos is not None
-    turned = 2 * int(cos.shape[1])  # type: ignore[index, arg-type]
-    x = w.heads("x", x, heads)
+    assert cos.shape is not None
+    is_joined = x.shape is None or len(x.shape) == 3
+    if is_joined:
+        x = w.heads("x", x, node.attributes["num_heads"].as_int())
     rest = None
     if node.attributes.get_int("rotary_embedding_dim", 0):
+        turned = 2 * int(cos.shape[-1])  # type: ignore[arg-type]
         x, rest = (
             w.op(f"x_{part}", "Slice", x, w.integers(start), w.integers(end), w.integers(3))
             for part, start, end in (("turned", 0, turned), ("rest", turned, np.iinfo(np.int64).max))
         )
-    tables = [
-        w.op(f"{part}_rows", "Unsqueeze", w.op(part, "Gather", table, positions, axis=0), w.integers(1))
-        for part, table in (("cos", cos), ("sin", sin))
-    ]
+    tables = []
+    for part, table in (("cos", cos), ("sin", sin)):
+        rows = table if positions is None else w.op(part, "Gather", table, positions, axis=0)
+        tables.append(w.op(f"{part}_rows", "Unsqueeze", rows, w.integers(1)))
     halves = w.op("halves", "Split", x, axis=3, num_outputs=2).producer()
     assert halves is not None
     first, second = halves.outputs
@@ -156,16 +169,28 @@ def _rotary(w: _Writer, node: ir.Node) -> list[ir.Value]:
     real = w.op("real", "Sub", w.op("first_cos", "Mul", first, c), w.op("second_sin", "Mul", second, s))
     imaginary = w.op("imaginary", "Add", w.op("first_sin", "Mul", first, s), w.op("second_cos", "Mul", second, c))
     y = w.op("rotated", "Concat", real, imaginary, *([] if rest is None else [rest]), axis=3)
-    return [_joined_heads(w, y)]
+    return [joined_heads(w, y) if is_joined else y]
 
 
-def _rms(w: _Writer, node: ir.Node) -> list[ir.Value]:
+def rms(w: Writer, node: ir.Node) -> list[ir.Value]:
+    """Write an RMSNormalization."""
     x, weight = node.inputs[:2]
-    epsilon = constant(w.graph, f"{node.name}.epsilon", np.array(node.attributes["epsilon"].as_float(), np.float32))
-    mean = w.op("mean", "ReduceMean", w.op("square", "Mul", x, x), w.integers(-1), keepdims=1)
+    axis = node.attributes.get_int("axis", -1)
+    if axis >= 0:
+        assert x is not None
+        assert x.shape is not None
+        axis -= len(x.shape)
+    axes = w.integers(*range(axis, 0))
+    epsilon = constant(
+        w.graph, f"{node.name}.epsilon", np.array(node.attributes.get_float("epsilon", 1e-5), np.float32)
+    )
+    mean = w.op("mean", "ReduceMean", w.op("square", "Mul", x, x), axes, keepdims=1)
     root = w.op("root", "Sqrt", w.op("shifted", "Add", mean, epsilon))
     return [w.op("scaled", "Mul", w.op("normed", "Div", x, root), weight)]
 
 
-_NEW = {"Attention": _fused_attention}
-_OLD = {"Attention": _attention, "RotaryEmbedding": _rotary, "RMSNormalization": _rms}
+Rules = Mapping[str, Callable[[Writer, ir.Node], list[ir.Value]]]
+"""Operator -> what writes others in its place, and returns what they give."""
+
+_NEW: Rules = {"Attention": _fused_attention}
+_OLD: Rules = {"Attention": _attention, "RotaryEmbedding": rotary, "RMSNormalization": rms}

@@ -1,6 +1,6 @@
 """Find numbers that float16 cannot hold: ONNX Runtime computes some of them in float32, and engines do not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -13,15 +13,20 @@ EXTREMES = "edgec.extremes"
 _HALF = ir.DataType.FLOAT16
 _LARGEST = 65504.0
 # They move numbers, or make small ones.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {"Concat", "DequantizeLinear", "Expand", "Gather", "Reshape", "RotaryEmbedding", "Sigmoid", "Slice", "Softmax"}
     | {"Split", "Tanh", "Transpose", "Unsqueeze", "Where"}
 )
 
 
-def watch(graph: ir.Graph) -> tuple[str, ...]:
-    """Add an output with the largest magnitude of each float16 activation, and return their names, in its order."""
-    watched = list(_activations(graph))
+def watch(graph: ir.Graph, values: Iterable[ir.Value] | None = None) -> tuple[str, ...]:
+    """Add an output with the largest magnitude of each float16 activation, and return their names, in its order.
+
+    Args:
+        graph: changed in place.
+        values: the activations; None finds them in a decoder's graph.
+    """
+    watched = list(_activations(graph) if values is None else values)
     if not watched:
         return ()
     axis = constant(graph, "extremes.axis", np.array([0], np.int64))
@@ -73,5 +78,5 @@ def _activations(graph: ir.Graph) -> Iterator[ir.Value]:
             constant.update(node.outputs)
         if is_half:
             half.update(node.outputs)
-            if node.op_type not in _HARMLESS and not any(value in constant for value in node.outputs):
+            if node.op_type not in HARMLESS and not any(value in constant for value in node.outputs):
                 yield from node.outputs[:1]

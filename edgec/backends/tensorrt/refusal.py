@@ -64,7 +64,7 @@ def refusal(failure: Failure, sm: int, notes: dict[str, str]) -> EdgecError:
         return PlanError(f"{failure.compiler} was killed: there is too little memory here", hint=_MEMORY)
     advice = next((advice for word, advice in _ADVICE if word.lower() in text.lower()), _ELSE)
     named = [failure.node] if failure.node in notes else [name for name in notes if name and name in text][:_LINES]
-    where = "; ".join(f"{name} ({notes[name]})" for name in named) or failure.stage
+    where = "; ".join(f"{name} ({notes[name]})" if notes[name] else name for name in named) or failure.stage
     subject = f"{failure.operator} node '{failure.node}'" if failure.node else f"'{named[0]}'" if named else "the graph"
     return PlanError(
         f"{failure.compiler} refuses {subject} for SM{sm} while it {failure.stage}s: {_summary(failure)}",

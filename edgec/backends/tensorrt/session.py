@@ -150,7 +150,8 @@ def graph_for(path: Path, mode: Mode, folder: Path) -> tuple[Path, tuple[str, ..
         if mode == "exact":
             leave_float(expanded.graph)
             watched = watch(expanded.graph)
-            _widen(expanded.graph)
+            widen(expanded.graph)
+            _widen_cache(expanded.graph)
         ir.save(expanded, folder / MODEL_FILE, external_data="data", size_threshold_bytes=1024)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -159,17 +160,19 @@ def graph_for(path: Path, mode: Mode, folder: Path) -> tuple[Path, tuple[str, ..
                 where=str(folder),
                 hint="free some space, or set TMPDIR to another disk",
             ) from error
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except Exception as error:  # protobuf's and onnx_ir's errors have no base class in common
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return folder / MODEL_FILE, watched
 
 
-def _unreadable(path: Path, error: Exception) -> BundleError:
+def unreadable(path: Path, error: Exception) -> BundleError:
+    """Return the error for a graph that cannot be read."""
     return BundleError(f"the graph cannot be read: {error}", where=str(path), hint="copy or build it again")
 
 
-def _widen(graph: ir.Graph) -> None:
+def widen(graph: ir.Graph) -> None:
+    """Make the float16 of a graph float32: its inputs, constants, casts and what it computes."""
     half = ir.DataType.FLOAT16
     for name, value in graph.initializers.items():
         if value.dtype == half and value.const_value is not None:
@@ -178,6 +181,13 @@ def _widen(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == half:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    for value in (*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)):
+        if value.dtype == half:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _widen_cache(graph: ir.Graph) -> None:
+    """Make an int8 cache, whose rounding is gone, float32."""
     for value in (*graph.inputs, *graph.outputs):
-        if value.dtype in (half, ir.DataType.INT8):
+        if value.dtype == ir.DataType.INT8:
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -26,6 +26,8 @@ _PR_SET_PDEATHSIG = 1
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\][^}]*?Datatype: (\w+)")
 _COPY = re.compile(r"_myl(\d+)_")
 _WIDENS = re.compile(r"\[ONNX Layer: ([^\]]+?)(?:\.scales)?\.dequantize\]")
+_KIND = re.compile(r"LayerType: (\w+)")
+_PRODUCTS = {"gemm", "correlation"}  # matmuls and convolutions
 _PACKED = {"Int4", "Int8", "FP8", "FP4E2M1"}
 
 
@@ -166,7 +168,8 @@ def integer_matmuls(layers: str) -> int:
         head, _, rest = line.partition("Constants: [")
         copy = _COPY.search(head)
         inputs, constants = (_TENSOR.findall(part) for part in (head, rest.partition("], Outputs: [")[0]))
-        if copy and "LayerType: gemm" in head and all(_has_int8(tensors) for tensors in (inputs, constants)):
+        kind = _KIND.search(head)
+        if copy and kind and kind[1] in _PRODUCTS and all(_has_int8(tensors) for tensors in (inputs, constants)):
             found[copy[1]] += 1
     return max(found.values(), default=0)
 

@@ -1,0 +1,69 @@
+"""Inputs that are always the same number."""
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from edgec.calibrate.run import run
+from edgec.errors import UsageError
+from edgec.frontends.fixed import fix_inputs
+from edgec.frontends.onnx_file import read_onnx
+from edgec.frontends.source import NetworkOptions, open_network
+
+GRAPH = """<ir_version: 10, opset_import: ["": 23]> g (float[N, 4] x, int64 rate, float[2] gain, int8[1] small, bool on)
+=> (float[N, 4] y) <int64 wide = {16000}, int64[1] first = {0}> {
+    is_wide = Equal (rate, wide)
+    y = If (is_wide) <
+        then_branch = t () => (float[N, 4] a) {g0 = Gather (gain, first) a = Mul (x, g0)},
+        else_branch = e () => (float[N, 4] b) {
+            s = Cast <to=1> (small) o = Cast <to=1> (on) p = Mul (s, o) b = Add (x, p)
+        }
+    >
+}"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "rates.onnx"
+    onnx.save(onnx.parser.parse_model(GRAPH), path)
+    return path
+
+
+def test_what_they_decide_is_folded(path):
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    settings = ("gain=3", "small=-2", "on=1")
+    for rate, expected in ((16000, 3 * x), (8000, x - 2)):
+        network, _ = open_network(str(path), NetworkOptions(fixed=(f"rate={rate}", *settings)))
+        assert [port.name for port in network.inputs] == ["x"]
+        assert [str(value.name) for value in network.model.graph.inputs] == ["x"]
+        assert "If" not in {node.op_type for node in network.model.graph.all_nodes()}
+        assert f"rate={rate}" in network.remarks[-1]
+        (found,) = run(network.model, [{"x": x}])
+        np.testing.assert_allclose(found["y"], expected)
+
+
+def test_the_others_stay_as_they_are(path):
+    network = fix_inputs(read_onnx(path), ["gain=0.5"])
+    assert [port.name for port in network.inputs] == ["x", "rate", "small", "on"]
+    np.testing.assert_array_equal(network.model.graph.initializers["gain"].const_value.numpy(), np.float32([0.5, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["volume=1"], "no input 'volume'"),
+        (["rate=1", "rate=2"], "no input 'rate'"),
+        (["rate"], "'' is no number"),
+        (["rate=fast"], "'fast' is no number"),
+        (["x=1"], "open sizes"),
+        (["rate=1.5"], r"1\.5 is no int64"),
+        (["rate=nan"], "nan is no int64"),
+        (["small=300"], "300 is no int8"),
+        (["on=2"], "2 is no bool"),
+        (["gain=inf"], "inf is no float32"),
+        (["gain=1e39"], "1e39 is no float32"),
+    ],
+)
+def test_what_cannot_be_fixed(path, settings, message):
+    with pytest.raises(UsageError, match=message):
+        fix_inputs(read_onnx(path), settings)
