@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgec import __version__
 from edgec.backends.backend import Backend, Integers8, NetworkJob, get_backend
 from edgec.build import Say, no_collection, stage
+from edgec.build_speed import Trial
 from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
 from edgec.bundle.stage import staged
 from edgec.calibrate.arrays import Batch
@@ -34,6 +35,7 @@ from edgec.quantize.smooth import smooth
 from edgec.report.model import Integers, Stage
 from edgec.report.network import Agreement, NetworkReport, NetworkVerification, Speed
 from edgec.report.network_page import network_page
+from edgec.spec.load import THIS_MACHINE
 from edgec.spec.network_plan import NetworkPlan, encode_network_plan
 from edgec.spec.network_resolve import placement_of
 from edgec.spec.target import Target
@@ -84,7 +86,7 @@ def build_network(
         scratch.mkdir()
         artifact.mkdir()
         with stage(stages, "quantize"):
-            made = _quantize(network, plan, calibration, scratch, say)
+            made = _quantize(network, target, plan, calibration, scratch, say)
         with stage(stages, "compile"):
             say("compile", 0)
             remarks = backend.compile_network(NetworkJob(made.model, network, plan, target), artifact)
@@ -119,7 +121,9 @@ def build_network(
     return report
 
 
-def _quantize(network: Network, plan: NetworkPlan, calibration: Samples | None, scratch: Path, say: Say) -> Quantized:
+def _quantize(
+    network: Network, target: Target, plan: NetworkPlan, calibration: Samples | None, scratch: Path, say: Say
+) -> Quantized:
     """Return the canonical graph as the plan stores it."""
     wishes, model = plan.wishes, network.model
     with Store(scratch / "weights.bin") as store:
@@ -144,7 +148,11 @@ def _quantize(network: Network, plan: NetworkPlan, calibration: Samples | None, 
     )
     place = partial(placement_of, model, plan)
     tick = say("calibrate and quantize", 0)
-    quantized = quantize_static(model, network.outputs, place, rounding, calibration, scratch, tick)
+    find_slow = None
+    if wishes.fast and target.name == THIS_MACHINE:
+        feed, _ = _first(calibration, network.inputs, 1)
+        find_slow = Trial(network, plan, target, get_backend(plan.backend), scratch, feed).find_slow
+    quantized = quantize_static(model, network.outputs, place, rounding, calibration, scratch, tick, find_slow)
     return replace(quantized, remarks=remarks)
 
 

@@ -9,6 +9,7 @@ Source: ONNX specification, operator Attention (opset 23).
 import onnx_ir as ir
 
 from edgec.fuse.rule import Near, Phase, Stage, single_use
+from edgec.graph.rewrite import users
 
 TITLE = "attention splits and joins its heads"
 STAGE: Stage = "canonical"
@@ -93,10 +94,10 @@ def _after(node: ir.Node) -> ir.Node | None:
     """Return the Reshape that joins what attention gives; None where there is none, or others read what is between."""
     if not single_use(node.outputs[0]):
         return None
-    transpose = node.outputs[0].uses()[0].node
+    (transpose,) = users(node.outputs[0])
     if transpose.op_type != "Transpose" or _order(transpose) != _HEADS_FIRST or not single_use(transpose.outputs[0]):
         return None
-    reshape = transpose.outputs[0].uses()[0].node
+    (reshape,) = users(transpose.outputs[0])
     return reshape if reshape.op_type == "Reshape" and reshape.graph is node.graph else None
 
 

@@ -26,6 +26,7 @@ from edgec.spec.network_plan import Grids
 
 Tick = Callable[[str], object]
 Place = Callable[[frozenset[str]], Placement]
+FindSlow = Callable[[Callable[[frozenset[str]], ir.Model], Placement], dict[str, str]]
 
 _LEVELS = 256
 # Enough to rank nodes and to see whether a bound holds, few enough to try each node.
@@ -77,6 +78,7 @@ def quantize_static(
     samples: Samples,
     scratch: Path,
     tick: Tick,
+    find_slow: FindSlow | None = None,
 ) -> Quantized:
     """Quantize weights and activations, with ranges from samples.
 
@@ -91,6 +93,8 @@ def quantize_static(
         samples: what ranges are taken from.
         scratch: a folder for the integers.
         tick: called while samples run, and for each node that is tried.
+        find_slow: says which nodes are better left in float for speed, and why, given what quantizes the network but
+            for some nodes, and what is in int8.
 
     Raises:
         UsageError: the samples cannot be used.
@@ -126,6 +130,12 @@ def quantize_static(
             quantized = build(placement)
             if cosine(quantized) >= rounding.min_cosine:
                 break
+    if find_slow is not None:
+        slow = find_slow(lambda more: build(place(frozenset({*kept, *more})), correct=False), placement)
+        if slow:
+            kept |= slow
+            placement = place(frozenset(kept))
+            quantized = build(placement)
     return Quantized(quantized, kept, placement)
 
 

@@ -163,12 +163,12 @@ def _fold(graph: ir.Graph, value: ir.Value, readers: list[ir.Node], scales: Arra
     norm = value.producer()
     assert norm is not None
     if norm.op_type == "LayerNormalization" and set(users(value)) == set(readers) and not value.is_graph_output():
-        inverse = 1 / scales
+        moved = 1 / scales
         constants = [(index, norm.inputs[index]) for index in range(1, len(norm.inputs))]
         if all(part is not None and part.is_initializer() and part.const_value is not None for _, part in constants):
             for index, part in constants:
                 assert part is not None
-                norm.replace_input_with(index, constant(graph, f"{norm.name}.smooth.{index}", array_of(part) * inverse))
+                norm.replace_input_with(index, constant(graph, f"{norm.name}.smooth.{index}", array_of(part) * moved))
             return True
     inverse = constant(graph, f"{value.name}.smooth", (1 / scales).astype(np.float32))
     divide = ir.node("Mul", [value, inverse], name=f"{value.name}.smooth_by")

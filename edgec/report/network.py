@@ -140,6 +140,7 @@ def _evidence(report: NetworkReport) -> list[tuple[str, str]]:
     if report.speed is not None:
         speed = report.speed
         ratio = f"{speed.ratio:.2f} times as fast ({speed.ratio_low:.2f} to {speed.ratio_high:.2f})"
+        ratio += ": slower than float" if speed.ratio_high < 1 else ""
         rows.append(("speed here", f"{speed.latency_ms:.2f} ms; float {speed.float_ms:.2f} ms, {ratio}"))
     return rows
 

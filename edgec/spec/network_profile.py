@@ -28,7 +28,7 @@ class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What a build must keep of the float model; outside of it, it exits 1.
 
     Args:
-        min_cosine: mean cosine of the first output with the float model's.
+        min_cosine: mean cosine of each output with the float model's.
         max_drop: how much worse each metric may be, in its own units, upper end of its interval left aside.
         samples: how many to measure on, at most.
     """
@@ -51,6 +51,8 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         equalize: scale channels of consecutive layers alike before rounding, which leaves the model what it is.
         smooth: scale channels of activations in front of products, where that makes rounding hurt less; the same.
         correct_bias: add to biases what rounding shifts on average.
+        fast: where the target is the machine that builds, leave in float what int8 makes slower there, as measured;
+            what was found is kept in the cache, so that the next build gives the same bytes.
         skip: nodes that stay in float, by their names as `edgec plan` prints them, or patterns as in a shell.
         keep_float: share of the int8 nodes that may go back to float where the model would leave its bounds; those
             that hurt most go first.
@@ -65,6 +67,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     equalize: bool = False
     smooth: bool = False
     correct_bias: bool = False
+    fast: bool = True
     skip: tuple[str, ...] = ()
     keep_float: _Share = 0.25
     calibration: Samples = Samples()

@@ -37,8 +37,8 @@ def _heads(node: ir.Node) -> tuple[int, int] | None:
         count, key_count = (node.attributes.get_int(name, 0) for name in ("q_num_heads", "kv_num_heads"))
         size = query.shape[2]
         return (count, size // count) if count and count == key_count and isinstance(size, int) else None
-    count, key_count, size = query.shape[1], key.shape[1], query.shape[3]
-    return (count, size) if isinstance(count, int) and count == key_count and isinstance(size, int) else None
+    heads, size = query.shape[1], query.shape[3]
+    return (heads, size) if isinstance(heads, int) and heads == key.shape[1] and isinstance(size, int) else None
 
 
 def _split(graph: ir.Graph, node: ir.Node, count: int, size: int, masks: dict[ir.Value, ir.Value]) -> None:
