@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ bench-memory: $(STAMP)  ## peak memory of building a random 1.5 B-parameter mode
 
 bench-quality:  ## quality of the quantized weights beside six peers; TEXT is a file to calibrate and measure on
 	bash bench/quality/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
+
+bench-networks:  ## int8 of three real networks beside onnxruntime's quantize_static and NNCF; TEXT is a file to measure on
+	bash bench/networks/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

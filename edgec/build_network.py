@@ -20,7 +20,7 @@ from edgec.calibrate.arrays import Batch
 from edgec.calibrate.ports import axis_of
 from edgec.calibrate.run import run
 from edgec.calibrate.samples import Samples
-from edgec.evaluate.metrics import Setting
+from edgec.evaluate.metrics import Setting, judges
 from edgec.evaluate.network import NetworkQuality, compare
 from edgec.frontends.network import Network, Port
 from edgec.fuse.result import Fusions
@@ -277,6 +277,8 @@ def _broken_bounds(integers: Integers, exact: Agreement, quality: NetworkQuality
         if not output.cosine >= bounds.min_cosine
     ]
     for metric in quality.metrics:
+        if not judges(metric.name):
+            continue
         loss = None if metric.difference is None else metric.difference * (-1 if metric.higher_is_better else 1)
         if loss is not None and not loss <= bounds.max_drop:
             found.append(f"{metric.name} is worse by {loss:.4f} (allowed at most {bounds.max_drop:g})")

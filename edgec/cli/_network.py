@@ -93,20 +93,26 @@ def resolve(
 
 
 def load(name: str, network: "Network", samples: int, seed: int, purpose: "Purpose") -> "Samples":
-    """Open samples for a network."""
+    """Open samples for a network, several in a run where its outputs tell them apart."""
+    from functools import partial
+
+    from edgec.calibrate.ports import axis_of
     from edgec.calibrate.samples import load_samples
 
-    return load_samples(
+    opened = partial(
+        load_samples,
         name,
         network.inputs,
         samples=samples,
         seed=seed,
-        batch=_BATCH,
         tokenizer_files=network.tokenizer_files,
         pictures=network.pictures,
         labels=network.labels,
         purpose=purpose,
     )
+    found = opened(batch=_BATCH)
+    together = all(axis_of(port, found.axis) is not None for port in network.outputs)
+    return found if together or found.batch == 1 else opened(batch=1)
 
 
 def _default_text(network: "Network") -> str | None:

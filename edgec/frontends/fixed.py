@@ -33,7 +33,7 @@ def fix_inputs(network: Network, settings: Sequence[str]) -> Network:
         value.const_value = ir.tensor(array, name=name)
         network.model.graph.register_initializer(value)
     remarks = (*network.remarks, f"always the same: {', '.join(settings)}")
-    return dataclasses.replace(network, inputs=tuple(ports.values()), remarks=remarks)
+    return dataclasses.replace(network, inputs=tuple(ports.values()), fixed=tuple(settings), remarks=remarks)
 
 
 def _array(port: Port, text: str) -> NDArray[Any]:

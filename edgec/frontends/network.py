@@ -43,6 +43,7 @@ class Network:
         labels: class names by index, where the checkpoint has them.
         tokenizer_files: name -> content, where it takes text.
         pictures: how it takes pictures, where it does.
+        fixed: `name=number` of each input that was made a constant.
         remarks: what the user should know, such as an operator that was replaced.
     """
 
@@ -57,4 +58,5 @@ class Network:
     labels: tuple[str, ...] = ()
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     pictures: Pictures | None = None
+    fixed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

@@ -19,7 +19,9 @@ from edgec.fuse.tracer import NearMisses
 
 __all__ = ["Fused", "Fusions", "Missed", "fuse", "rows", "rules"]
 
-_FRAMEWORK = ("linear", "norms", "result", "rewriting", "rule", "surgery", "terms", "tracer")
+_FRAMEWORK = (
+    *("emitting", "heads", "linear", "norms", "result", "rewriting", "rule", "scores", "surgery", "terms", "tracer"),
+)
 _ROUNDS = 100
 _Near = list[tuple[str, str]]
 

@@ -62,6 +62,11 @@ def size_name(dim: int | ir.SymbolicDim) -> str | None:
     return None if name is None or name.startswith(_UNNAMED) else name
 
 
+def same_size(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Return whether two sizes are known to be the same; two without a name are not."""
+    return a == b and (isinstance(a, int) or a.value is not None)
+
+
 class _NodeNames(SimpleNameGenerator):
     def generate_node_name(self, node: ir.Node) -> str:
         return node.name or f"{node.op_type}_{node.outputs[0].name}"

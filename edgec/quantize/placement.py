@@ -74,6 +74,7 @@ def place(
     follow: Collection[str],
     skip: Callable[[str], bool] = lambda _: False,
     *,
+    anchors: Collection[str] = ANCHORS,
     round_convolutions: bool = False,
 ) -> Placement:
     """Decide which nodes of a canonical float graph compute in int8.
@@ -82,6 +83,7 @@ def place(
         model: not changed; nodes in the bodies of If and Loop stay in float.
         follow: operators, besides the anchors, that the backend runs on integers.
         skip: says by its name whether a node stays in float.
+        anchors: operators that a constant weight of integers makes faster.
         round_convolutions: convolutions compute in int8 only where what they give is rounded, too.
     """
     nodes = list(model.graph)
@@ -95,6 +97,8 @@ def place(
         weight = weight_of(node)
         if reason is None and weight is not None and axes.setdefault(weight.name, weight.axis) != weight.axis:
             reason = "its weight has scales along the other axis, for another node"
+        if reason is None and node.op_type not in anchors:
+            reason = "the runtime has no kernel for it that finds scales as it runs"
         if reason is None:
             sites[node] = _anchor(node)
         else:

@@ -39,6 +39,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
         int8: the nodes that may compute on integers: measuring may leave some in float.
         floats: node -> why it computes in float, for those that might have been int8.
         calibration: the samples of static activations, or None.
+        fixed: `name=number` of each input that is a constant here.
     """
 
     edgec: str
@@ -54,6 +55,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     int8: tuple[str, ...] = ()
     floats: Mapping[str, str] = {}
     calibration: Data | None = None
+    fixed: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""

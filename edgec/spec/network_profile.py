@@ -29,7 +29,7 @@ class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Args:
         min_cosine: mean cosine of each output with the float model's.
-        max_drop: how much worse each metric may be, in its own units, upper end of its interval left aside.
+        max_drop: how much worse than the float model's each metric may be that looks at labels, in its own units.
         samples: how many to measure on, at most.
     """
 

@@ -57,6 +57,7 @@ def resolve_network(
         int8=tuple(site.node for site in placement.sites) if is_int8 else (),
         floats=dict(placement.floats) if is_int8 else {},
         calibration=calibration if wishes.is_static else None,
+        fixed=network.fixed,
     )
 
 
@@ -66,7 +67,9 @@ def placement_of(model: ir.Model, plan: NetworkPlan, keep_float: frozenset[str] 
 
 
 def _place(model: ir.Model, limits: NetworkLimits, wishes: NetworkWishes, skip: Collection[str]) -> Placement:
-    if not wishes.is_static:  # runtimes find the scales of products alone
+    if wishes.activations == "dynamic":
+        return place(model, (), skip.__contains__, anchors=("MatMul", "Gemm"))
+    if not wishes.is_static:
         return place(model, (), skip.__contains__)
     return place(model, limits.follow, skip.__contains__, round_convolutions=limits.round_convolutions)
 

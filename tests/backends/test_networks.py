@@ -1,5 +1,8 @@
 """One test body over every backend that runs here, several tiny networks, and every way to store them."""
 
+from dataclasses import replace
+from functools import partial
+
 import msgspec
 import numpy as np
 import onnx
@@ -8,14 +11,17 @@ from tiny_networks import NETWORKS, Tiny, weights
 
 from edgec.backends.backend import NetworkJob, backend_of, get_backend
 from edgec.backends.network import NETWORK_FILE
-from edgec.build_network import _quantize, check_network_integers
+from edgec.build_network import _check_exact, check_network_integers
 from edgec.calibrate.run import run
 from edgec.errors import BundleError, PlanError, UsageError
 from edgec.graph.integers import without_rounding
+from edgec.graph.store import Store
+from edgec.quantize.network import Rounding, quantize_static
+from edgec.quantize.qdq import halve_weights, quantize_network
 from edgec.spec.load import load_target
 from edgec.spec.network_plan import Data
 from edgec.spec.network_profile import NetworkBounds, NetworkProfile, NetworkWishes
-from edgec.spec.network_resolve import resolve_network
+from edgec.spec.network_resolve import placement_of, resolve_network
 
 BACKENDS = ("onnx_cpu", "openvino")
 MODES = {
@@ -53,12 +59,27 @@ def plan_of(network, backend, mode, target="x86-avx512-vnni", **wishes):
     return resolve_network(network, load_target(target), NetworkProfile("test", "", wanted), backend, DATA)
 
 
+def quantized(model, outputs, plan, samples, scratch):
+    """Return the canonical graph as the plan stores it."""
+    wishes = plan.wishes
+    if wishes.weights == "fp32":
+        return model
+    if wishes.is_static:
+        rounding = Rounding(wishes.range, wishes.algorithm, plan.grids, wishes.correct_bias, 0.5, 0.0)
+        place = partial(placement_of, model, plan)
+        return quantize_static(model, outputs, place, rounding, samples, scratch, lambda _: None).model
+    with Store(scratch / "weights.bin") as store:
+        if wishes.weights == "fp16":
+            return halve_weights(model, store)
+        return quantize_network(model, placement_of(model, plan), {}, store)
+
+
 def compiled(network, plan, samples, folder):
     """Return the canonical graph that was made, and the artifact of it."""
     scratch, artifact = folder / "scratch", folder / "artifact"
     scratch.mkdir(parents=True)
     artifact.mkdir()
-    made = _quantize(network, plan, samples, scratch, lambda *_: lambda _: None).model
+    made = quantized(network.model, network.outputs, plan, samples, scratch)
     get_backend(plan.backend).compile_network(NetworkJob(made, network, plan, load_target(plan.target)), artifact)
     return made, artifact
 
@@ -217,6 +238,63 @@ def test_a_product_that_stays_in_float_reads_rounded_values(tmp_path):
             batches = batches_of(tiny.samples())
             for expected, found in zip(run(made, batches), outputs(artifact, batches, "shipped"), strict=True):
                 assert cosine(found[skip], expected[skip]) > 0.9995
+
+
+class TestEvidence:
+    """What is wrong with an artifact is found."""
+
+    @staticmethod
+    def spoil(artifact, before, after):
+        """Replace bytes that are somewhere in the artifact, once."""
+        for path in artifact.iterdir():
+            data = path.read_bytes()
+            if before in data:
+                assert data.count(before) == 1
+                path.write_bytes(data.replace(before, after))
+                return
+        pytest.fail("the artifact does not hold them")
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_an_integer_that_differs(self, opened, backend, tmp_path):
+        network, samples = opened("cnn"), NETWORKS["cnn"].samples()
+        made, artifact = compiled(network, plan_of(network, backend, "static"), samples, tmp_path)
+        codes = made.graph.initializers["w3.codes"].const_value.numpy()
+        other = codes.copy()
+        other[3, 4] += 1 if other[3, 4] < 0 else -1
+        self.spoil(artifact, codes.tobytes(), other.tobytes())
+        assert check_network_integers(made, backend_of(artifact).read_integers(artifact)).different == ("w3",)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_scales_that_differ(self, opened, backend, tmp_path):
+        network, samples = opened("cnn"), NETWORKS["cnn"].samples()
+        made, artifact = compiled(network, plan_of(network, backend, "static"), samples, tmp_path)
+        found = backend_of(artifact).read_integers(artifact)
+        scale, zero = found.grids["sum"]
+        grids = {**found.grids, "sum": (float(np.nextafter(np.float32(scale), np.float32(1))), zero)}
+        assert check_network_integers(made, replace(found, grids=grids)).different == ("sum",)
+        grids = {**found.grids, "sum": (scale, zero + 1)}
+        assert check_network_integers(made, replace(found, grids=grids)).different == ("sum",)
+        del grids["sum"]
+        assert check_network_integers(made, replace(found, grids={**grids, "new": (1.0, 0)})).different == (
+            "new",
+            "sum",
+        )
+        weights = {name: each for name, each in found.weights.items() if name != "w2"}
+        assert check_network_integers(made, replace(found, weights=weights)).different == ("w2",)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+    def test_outputs_that_differ(self, opened, backend, value, tmp_path):
+        network, samples = opened("cnn"), NETWORKS["cnn"].samples()
+        made, artifact = compiled(network, plan_of(network, backend, "fp32"), samples, tmp_path)
+        assert _check_exact(made, network.inputs, get_backend(backend), artifact, samples).passed
+        bias = NETWORKS["cnn"].weights["b5"]
+        spoilt = bias.copy()
+        spoilt[2] = value
+        self.spoil(artifact, bias.tobytes(), spoilt.tobytes())
+        found = _check_exact(made, network.inputs, get_backend(backend), artifact, samples)
+        assert not found.passed
+        assert found.samples == 8
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

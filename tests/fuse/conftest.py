@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from edgec.frontends.onnx_upgrade import upgrade
+from edgec.frontends.onnx_values import name_all
 from edgec.fuse import Fusions, fuse
 
 torch.set_num_threads(1)
@@ -46,6 +49,18 @@ def export(request):
     def run(make: Callable) -> tuple[ir.Model, tuple[np.ndarray, ...]]:
         data, inputs = _exported(make, {"legacy": _legacy, "dynamo": _dynamo}[name], opset)
         return ir.serde.deserialize_model(onnx.load_from_string(data)), tuple(value.numpy() for value in inputs)
+
+    return run
+
+
+@pytest.fixture
+def canonical():
+    """A function from a model to that model in the canonical opset, everything in it with a name."""
+
+    def run(model: ir.Model) -> ir.Model:
+        upgraded = upgrade(model, Path("model.onnx"))
+        name_all(upgraded, tuple(value.name for value in upgraded.graph.outputs))
+        return upgraded
 
     return run
 

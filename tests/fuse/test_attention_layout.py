@@ -60,7 +60,10 @@ def test_one_value_in_three_roles():
         (f"{BODY} j = Reshape(at, other)", "joins the last two axes"),
         (f"{BODY} j = Exp(at)", "is not joined"),
         (f"{BODY} n = Neg(at) r = Reshape(at, join) m = Reshape(n, join) j = Add(r, m)", "is not joined"),
-        (BODY.replace("Attention(qt, kt, vt)", "Attention(qt, k4, v4)") + " j = Reshape(at, join)", "nothing shows that k4"),
+        (
+            BODY.replace("Attention(qt, kt, vt)", "Attention(qt, k4, v4)") + " j = Reshape(at, join)",
+            "nothing shows that k4",
+        ),
     ],
 )
 def test_other_shapes_are_left(body, reason):

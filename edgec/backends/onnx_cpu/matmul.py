@@ -42,7 +42,9 @@ def _stored(value: ir.Value | None) -> StoredCodes | None:
     node = value.producer() if value else None
     if node is not None and node.op_type == "Transpose" and node.inputs[0]:
         node = node.inputs[0].producer()
-    return stored_codes(node) if node is not None and node.op_type == "DequantizeLinear" else None
+    if node is None or node.op_type != "DequantizeLinear" or not node.inputs[0] or not node.inputs[0].is_initializer():
+        return None  # not a weight: an activation that was rounded
+    return stored_codes(node)
 
 
 def _unsigned(stored: StoredCodes, padded_cols: int) -> NDArray[np.uint8]:
@@ -120,8 +122,10 @@ def bias_add(node: ir.Node) -> ir.Node | None:
     after = users(node.outputs[0])
     if len(after) != 1 or after[0].op_type != "Add":
         return None
+    weight = node.inputs[1].shape if node.inputs[1] is not None else None
+    width = weight[-1] if weight is not None else None
     vectors = [v for v in after[0].inputs if v is not None and v.is_initializer() and v.shape and len(v.shape) == 1]
-    return after[0] if vectors else None
+    return after[0] if any(width in (None, v.shape[0]) for v in vectors if v.shape) else None
 
 
 def _gather(graph: ir.Graph, node: ir.Node, stored: StoredCodes) -> None:

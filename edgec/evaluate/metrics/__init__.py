@@ -143,6 +143,12 @@ def metric_of(name: str) -> Metric:
     return cast("Metric", import_module(f"{__name__}.{name}"))
 
 
+def judges(name: str) -> bool:
+    """Say whether a metric knows better than the float model: by labels, or as the user's own function."""
+    metric, _ = split(name)
+    return ":" in metric or metric_of(metric).NEEDS_LABELS
+
+
 def split(name: str) -> tuple[str, str | None]:
     """Return the name of a metric and the output that it looks at: "cosine@pooler_output" names both."""
     metric, _, output = name.partition("@")
