@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from edgec.backends.backend import Backend, NetworkJob
 from edgec.backends.network import NetworkSession
 from edgec.calibrate.arrays import Batch
 from edgec.calibrate.cache import cache_dir, code_key, key
+from edgec.errors import OutputError
 from edgec.frontends.network import Network
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.paired import paired_ms, ratio_interval
@@ -59,17 +61,16 @@ class Trial:
         Args:
             make: quantizes the network, but for some nodes.
             placement: what is in int8.
+
+        Raises:
+            OutputError: the answer cannot be kept.
         """
         machine = repr(sorted(fingerprint().items()))
         name = key(encode_network_plan(self.plan), machine, code_key("backends", "fuse"))
         known = cache_dir() / "speed" / f"{name}.json"
-        if known.is_file():
-            return msgspec.json.decode(known.read_bytes(), type=dict[str, str])
-        found = self._search(make, placement)
-        known.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = known.with_suffix(".part")
-        partial_file.write_bytes(msgspec.json.encode(found))
-        partial_file.rename(known)
+        if (found := _read(known)) is None:
+            found = self._search(make, placement)
+            _write(known, found)
         return found
 
     def _search(self, make: Make, placement: Placement) -> dict[str, str]:
@@ -93,6 +94,30 @@ class Trial:
         folder.mkdir()
         self.backend.compile_network(NetworkJob(model, self.network, self.plan, self.target), folder)
         return self.backend.open_network(folder, "shipped", threads=1)
+
+
+def _read(path: Path) -> dict[str, str] | None:
+    """Return the answer that a file holds; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):
+        return None
+
+
+def _write(path: Path, found: dict[str, str]) -> None:
+    """Write an answer, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+            whole = Path(scratch) / path.name
+            whole.write_bytes(msgspec.json.encode(found))
+            whole.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep what runs faster in float: {error.strerror or error}",
+            where=str(path.parent),
+            hint="make room there, or set EDGEC_CACHE to another folder",
+        ) from error
 
 
 def _parts(model: ir.Model, placement: Placement) -> Iterator[tuple[str, list[str]]]:

@@ -39,7 +39,8 @@ def answers(network: str, run: Run, data: Path) -> Array:
     """Return logits (n, 1000), embeddings (n, 384) or probabilities of speech (n,)."""
     arrays = dict(np.load(data / f"{network}.evaluation.npz"))
     if network == "efficientnet_lite0":
-        return np.concatenate([run(feed)["logits"] for feed in _batches({"pixel_values": arrays["pixel_values"]})])
+        batches = _batches({"pixel_values": arrays["pixel_values"]})
+        return np.concatenate([next(iter(run(feed).values())) for feed in batches])  # whatever logits are called
     if network == "minilm":
         return np.concatenate([_pool(run(feed)["last_hidden_state"], feed) for feed in _batches(arrays)])
     first = np.load(data / "silero_vad.truth.npz")["first"]

@@ -1,6 +1,6 @@
 """What `plan` and `build` do for networks: models that are no decoder language models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from edgec.errors import UsageError
 if TYPE_CHECKING:
     from edgec.calibrate.samples import Samples
     from edgec.evaluate.corpus import Purpose
-    from edgec.frontends.network import Network
+    from edgec.frontends.network import Network, Port
     from edgec.frontends.source import NetworkOptions
     from edgec.fuse import Fusions
     from edgec.spec.network_plan import NetworkPlan
@@ -38,7 +38,7 @@ def source_options(command: Any) -> Any:
             "inputs",
             multiple=True,
             metavar="SPEC",
-            help="What a factory's model takes, such as image:float32[batch,3,224,224]; repeatable.",
+            help="What a factory's model takes, or sizes that a file leaves open: image:float32[batch,3,224,224].",
         ),
         click.option(
             "--task", metavar="NAME", help="What a network is for, by optimum's name.  [default: its config's]"
@@ -96,7 +96,6 @@ def load(name: str, network: "Network", samples: int, seed: int, purpose: "Purpo
     """Open samples for a network, several in a run where its outputs tell them apart."""
     from functools import partial
 
-    from edgec.calibrate.ports import axis_of
     from edgec.calibrate.samples import load_samples
 
     opened = partial(
@@ -110,8 +109,13 @@ def load(name: str, network: "Network", samples: int, seed: int, purpose: "Purpo
         labels=network.labels,
         purpose=purpose,
     )
+    return _in_batches(opened, network.outputs)
+
+
+def _in_batches(opened: "Callable[..., Samples]", outputs: "Sequence[Port]") -> "Samples":
+    """Open samples, several in a run where the outputs tell them apart."""
     found = opened(batch=_BATCH)
-    together = all(axis_of(port, found.axis) is not None for port in network.outputs)
+    together = all(found.axis in port.shape for port in outputs)
     return found if together or found.batch == 1 else opened(batch=1)
 
 
@@ -202,6 +206,8 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a network's bundle on samples, alone or beside its source, and print what was found."""
+    from functools import partial
+
     from edgec.backends.backend import backend_of
     from edgec.backends.network import read_network_settings
     from edgec.bundle.open import find_artifact, read_network_plan
@@ -223,16 +229,17 @@ def evaluate(
         from edgec.frontends.source import open_network
 
         network, _ = open_network(source, options)
-    loaded = load_samples(
+    opened = partial(
+        load_samples,
         data,
         settings.inputs,
         samples=samples or plan.verify.samples,
-        batch=_BATCH,
         tokenizer_files=network.tokenizer_files if network else {},
         pictures=network.pictures if network else None,
         labels=settings.labels,
         purpose="evaluation",
     )
+    loaded = _in_batches(opened, settings.outputs)
     session = backend.open_network(artifact, "shipped")
     if network is None:
         outputs = [session.run(batch) for batch, _ in loaded.batches()]

@@ -1,7 +1,7 @@
-"""Inputs that are always the same number, such as the sample rate of a model that takes several."""
+"""Inputs that are always the same number, such as a sample rate, and sizes that are always the same."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from edgec.errors import UsageError
 from edgec.frontends.network import Network, Port
+from edgec.frontends.trace_inputs import parse_arguments
+from edgec.frontends.traced_graph import rename_sizes
 
 
 def fix_inputs(network: Network, settings: Sequence[str]) -> Network:
@@ -33,7 +35,44 @@ def fix_inputs(network: Network, settings: Sequence[str]) -> Network:
         value.const_value = ir.tensor(array, name=name)
         network.model.graph.register_initializer(value)
     remarks = (*network.remarks, f"always the same: {', '.join(settings)}")
-    return dataclasses.replace(network, inputs=tuple(ports.values()), fixed=tuple(settings), remarks=remarks)
+    return dataclasses.replace(
+        network, inputs=tuple(ports.values()), fixed=(*network.fixed, *settings), remarks=remarks
+    )
+
+
+def fix_sizes(network: Network, inputs: Iterable[str]) -> Network:
+    """Return a network with sizes that its file leaves open, wherever it uses their names.
+
+    Args:
+        network: its graph is changed in place.
+        inputs: such as `audio:float32[1,512]`; names leave a size open.
+
+    Raises:
+        UsageError: an input is not written like that, or is not what the model takes.
+    """
+    sizes: dict[str, int] = {}
+    ports = {port.name: port for port in network.inputs}
+    for wanted in parse_arguments(inputs):
+        port = ports.get(wanted.name)
+        if port is None:
+            raise UsageError(f"the model has no input '{wanted.name}'", hint=f"its inputs: {', '.join(ports)}")
+        pairs = [(has, size) for has, size in zip(port.shape, wanted.shape, strict=False) if isinstance(size, int)]
+        odd = any(isinstance(has, int) and has != size for has, size in pairs)
+        if odd or len(port.shape) != len(wanted.shape) or port.dtype != wanted.dtype:
+            raise UsageError(f"'{port.name}' is {port.dtype}{list(port.shape)} in the model", where=wanted.name)
+        sizes |= {has: size for has, size in pairs if isinstance(has, str)}
+    rename_sizes(network.model, {name: str(size) for name, size in sizes.items()})
+    return dataclasses.replace(
+        network,
+        inputs=tuple(_sized(port, sizes) for port in network.inputs),
+        outputs=tuple(_sized(port, sizes) for port in network.outputs),
+        fixed=(*network.fixed, *(f"{name}={size}" for name, size in sorted(sizes.items()))),
+    )
+
+
+def _sized(port: Port, sizes: Mapping[str, int]) -> Port:
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, size) for size in port.shape)
+    return Port(port.name, port.dtype, shape)
 
 
 def _array(port: Port, text: str) -> NDArray[Any]:

@@ -22,7 +22,8 @@ class NetworkOptions:
 
     Args:
         task: by optimum's name; None leaves it to the checkpoint.
-        inputs: such as `image:float32[batch,3,224,224]`, for factories.
+        inputs: such as `image:float32[batch,3,224,224]`: what a factory makes takes, or, of an .onnx file, sizes that
+            it leaves open.
         state: the weights of what a factory makes.
         fixed: input -> the number that it always is; it is then no input any more.
     """
@@ -70,10 +71,12 @@ def open_network(source: str, options: NetworkOptions) -> "tuple[Network, Fusion
     """
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "build")
-    from edgec.frontends.fixed import fix_inputs
+    from edgec.frontends.fixed import fix_inputs, fix_sizes
     from edgec.fuse import fuse
 
     network = _read(source, options)
+    if network.format == "onnx" and options.inputs:
+        network = fix_sizes(network, options.inputs)
     if options.fixed:
         network = fix_inputs(network, options.fixed)
     return network, fuse(network.model, "canonical")

@@ -45,7 +45,11 @@ def apply(model: ir.Model, near: Near) -> list[str]:
             value.metadata_props.pop(FOLDED_FROM_KEY, None)
     tidy(model)
     after = set(model.graph.all_nodes())
-    return [name for node, name in before.items() if node not in after]
+    gone = {node: name for node, name in before.items() if node not in after}
+    for node in gone:  # those of a branch that is not taken would go on using weights
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+    return list(gone.values())
 
 
 def _verdict(node: ir.Node, near: Near) -> bool:

@@ -28,7 +28,10 @@ def apply(model: ir.Model, near: Near) -> list[str]:
         if node.domain or node.op_type not in {"Reshape", "Expand"} or is_constant(node.inputs[1]):
             continue
         wanted, source = _sizes(node.inputs[1]), node.inputs[0]
-        if wanted is None or source is None or source.shape is None or node.attributes.get_int("allowzero", 0) == 1:
+        if wanted is None or source is None or source.shape is None:
+            continue
+        if 0 in wanted and node.attributes.get_int("allowzero", 0):
+            near(node, "a size that is asked for is 0")
             continue
         have = [_size(dim) for dim in source.shape]
         target = _reshape(wanted, have) if node.op_type == "Reshape" else _expand(wanted, have)
@@ -47,14 +50,16 @@ def _shown(size: Size) -> str:
 
 
 def _reshape(wanted: tuple[Size, ...], have: list[Size]) -> list[int] | None:
-    """Return the shape for Reshape; None if more than one size is open."""
-    copied = [size is not None and axis < len(have) and size == have[axis] for axis, size in enumerate(wanted)]
+    """Return the shape for Reshape, in which 0 copies a size; None if more than one is open."""
+    copied = [
+        size == 0 or (size is not None and axis < len(have) and size == have[axis]) for axis, size in enumerate(wanted)
+    ]
     target = [0 if same else size if isinstance(size, int) else -1 for size, same in zip(wanted, copied, strict=True)]
     if target.count(-1) > 1:
         return None
     left = [size for axis, size in enumerate(have) if axis >= len(copied) or not copied[axis]]
     numbers = [size for size in left if isinstance(size, int)]
-    if -1 in target and len(numbers) == len(left):  # what is not copied is known: so is what is open
+    if -1 in target and len(numbers) == len(left) and all(numbers):  # what is not copied is known: so is what is open
         target[target.index(-1)] = prod(numbers) // prod(size for size in target if size > 0)
     return target
 
@@ -78,6 +83,7 @@ def _set_shape(node: ir.Node, target: list[int]) -> None:
     )
     graph.register_initializer(value)
     node.replace_input_with(1, value)
+    node.attributes.pop("allowzero", None)  # no 0 is asked for, and those that are written copy
 
 
 def _size(dim: int | ir.SymbolicDim) -> Size:

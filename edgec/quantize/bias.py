@@ -41,12 +41,12 @@ def mean_shift(
     Args:
         float_model: not changed.
         quantized_model: the same graph with QuantizeLinear and DequantizeLinear around layers; not changed.
-        names: of Conv, Gemm and MatMul nodes that both graphs have.
+        names: of Conv, ConvTranspose, Gemm and MatMul nodes that both graphs have.
         batches: taken one at a time.
         threads: of ONNX Runtime; 0 takes all cores.
 
     Returns:
-        (channels,) by name: the second axis of what a Conv gives, the last one of what others give.
+        (channels,) by name: the second axis of what a convolution gives, the last one of what others give.
 
     Raises:
         UsageError: there are no samples, or they are not what the model takes.
@@ -86,7 +86,7 @@ def _add_layers(model: ir.Model, quantized_model: ir.Model, names: Collection[st
         difference = _append(graph, f"difference of {name}", "Sub", [floats[name].outputs[0], layer])
         _append(graph, f"size of {name}", "Size", [difference])
         axis = -1
-        if floats[name].op_type == "Conv":
+        if floats[name].op_type in ("Conv", "ConvTranspose"):
             difference, axis = _append(graph, f"means of {name}", "GlobalAveragePool", [difference]), 1
         rows = _append(graph, f"rows of {name}", "Flatten", [difference], {"axis": axis})
         first = constant(graph, "first axis", np.array([0]))

@@ -42,7 +42,7 @@ class Rounding(msgspec.Struct, frozen=True):
         grids: the integers of activations, see `edgec.backends.backend.NetworkLimits`.
         correct_bias: biases take up what rounding shifts on average.
         min_cosine: of each output with the float model's, below which nodes go back to float.
-        keep_float: share of the nodes that may.
+        keep_float: share of the nodes that may, and at least one of them; 0 for none.
     """
 
     range: str
@@ -117,7 +117,7 @@ def quantize_static(
 
     whole = cosine(quantized)
     anchors = [site for site in placement.sites if site.data and site.weight is not None]
-    most = int(rounding.keep_float * len(anchors))
+    most = _most(rounding.keep_float, len(anchors))
     if not whole >= rounding.min_cosine and most:
         losses = {}
         for site in anchors:
@@ -183,6 +183,11 @@ def _find_grids(
 
 def _alone(site: Site, placement: Placement) -> Placement:
     return Placement((site,), {name: placement.groups[name] for name in site.data}, frozenset(), {})
+
+
+def _most(share: float, count: int) -> int:
+    """Return how many of some nodes a share is: at least one, so that a small network may keep one, too."""
+    return min(count, max(1, int(share * count))) if share > 0 else 0
 
 
 def _counts(most: int) -> Iterator[int]:

@@ -74,10 +74,19 @@ def to_toml(profile: Profile, comments: Sequence[str] = ()) -> str:
     lines = [*(f"# {line}".rstrip() for line in comments), *_pairs(plain)]
     for key, value in values.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]", *_pairs(value)]
+            lines += _table(key, value)
     for override in values["layers"]:
         lines += ["", "[[layers]]", f"match = {_value(override.pop('match'))}", *_pairs(override)]
     return "\n".join(lines) + "\n"
+
+
+def _table(name: str, values: dict[str, Any]) -> list[str]:
+    """Return the lines of a table, and of those inside it."""
+    lines = ["", f"[{name}]", *_pairs({key: value for key, value in values.items() if not isinstance(value, dict)})]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _table(f"{name}.{key}", value)
+    return lines
 
 
 def _pairs(values: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from edgec.calibrate.run import run
 from edgec.errors import UsageError
-from edgec.frontends.fixed import fix_inputs
+from edgec.frontends.fixed import fix_inputs, fix_sizes
 from edgec.frontends.onnx_file import read_onnx
 from edgec.frontends.source import NetworkOptions, open_network
 
@@ -67,3 +67,14 @@ def test_the_others_stay_as_they_are(path):
 def test_what_cannot_be_fixed(path, settings, message):
     with pytest.raises(UsageError, match=message):
         fix_inputs(read_onnx(path), settings)
+
+
+def test_open_sizes_become_numbers_everywhere(path):
+    fixed = fix_sizes(read_onnx(path), ["x:float32[3,4]"])
+    assert {port.name: port.shape for port in (*fixed.inputs, *fixed.outputs)}["y"] == (3, 4)
+    assert [str(value.shape) for value in (fixed.model.graph.inputs[0], fixed.model.graph.outputs[0])] == ["[3,4]"] * 2
+    assert fixed.fixed == ("N=3",)
+    with pytest.raises(UsageError, match="no input 'z'"):
+        fix_sizes(fixed, ["z:float32[1]"])
+    with pytest.raises(UsageError, match="'x' is float32"):
+        fix_sizes(fixed, ["x:float32[2,4]"])

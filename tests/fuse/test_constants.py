@@ -3,6 +3,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from edgec.fuse import fuse
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 12)).astype(np.float32)
 
@@ -123,3 +125,20 @@ def test_the_body_of_a_loop(parse, fused, operators):
     model = parse(LOOP.replace("n = ", "e0 = Exp(x) e = Identity(e0) n = "), one=np.array(1, np.float32))
     fused(model, (X,))
     assert operators(model) == ["Exp", "Loop", "Identity", "Tanh", "Mul", "Add"]
+
+
+def test_a_branch_that_is_not_taken_leaves_no_weights(parse):
+    model = parse(
+        """agraph (float[2,3] x) => (float[2,3] y) {
+            y = If (taken) <
+                then_branch = one () => (float[2,3] a) { a = Mul(x, v) },
+                else_branch = other () => (float[2,3] b) { b = Mul(x, w) }
+            >
+        }""",
+        taken=np.array(True),
+        v=np.ones((2, 3), np.float32),
+        w=np.full((2, 3), 2, np.float32),
+    )
+    fuse(model, "canonical")
+    assert [node.op_type for node in model.graph] == ["Mul"]
+    assert set(model.graph.initializers) == {"v"}

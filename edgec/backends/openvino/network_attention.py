@@ -15,6 +15,9 @@ from edgec.graph.rewrite import constant, replace
 HIDDEN = -65504.0
 """What is added to scores that a mask hides: as good as minus infinity, and there is no NaN in a row of them."""
 
+_LOWEST = -1e38
+"""What minus infinity in a mask becomes: a number also where a plugin computes in bfloat16."""
+
 _PLAIN = frozenset({"q_num_heads", "kv_num_heads", "scale"})
 
 
@@ -30,8 +33,8 @@ def _heads(node: ir.Node) -> tuple[int, int] | None:
     """Return the number and the size of the heads of plain attention; None for any other."""
     query, key = node.inputs[0], node.inputs[1]
     cached = any(value is not None for value in node.inputs[4:]) or any(out.uses() for out in node.outputs[1:])
-    odd = {name for name in node.attributes if name not in _PLAIN}
-    if cached or odd or query is None or key is None or query.shape is None or key.shape is None:
+    is_odd = any(attribute.value for name, attribute in node.attributes.items() if name not in _PLAIN)
+    if cached or is_odd or query is None or key is None or query.shape is None or key.shape is None:
         return None
     if len(query.shape) == 3:
         count, key_count = (node.attributes.get_int(name, 0) for name in ("q_num_heads", "kv_num_heads"))
@@ -63,10 +66,13 @@ def _split(graph: ir.Graph, node: ir.Node, count: int, size: int, masks: dict[ir
     scores = op("scaled", "Mul", scores, constant(graph, f"{node.name}.scale", np.array(scale, np.float32)))
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is not None:
-        if mask.dtype == ir.DataType.BOOL and mask not in masks:
-            numbers = [constant(graph, f"mask.{number}", np.array(number, np.float32)) for number in (0.0, HIDDEN)]
-            masks[mask] = op("mask", "Where", mask, *numbers)
-        scores = op("masked", "Add", scores, masks.get(mask, mask))
+        if mask not in masks:
+            none, hidden, lowest = (
+                constant(graph, f"mask.{number}", np.array(number, np.float32)) for number in (0.0, HIDDEN, _LOWEST)
+            )
+            is_bool = mask.dtype == ir.DataType.BOOL
+            masks[mask] = op("mask", "Where", mask, none, hidden) if is_bool else op("mask", "Max", mask, lowest)
+        scores = op("masked", "Add", scores, masks[mask])
     mixed = op("mixed", "MatMul", op("weights", "Softmax", scores, axis=-1), value)
     if not is_joined:
         replace(graph, node, ir.node("Identity", [mixed], name=node.name))
