@@ -4,7 +4,7 @@ All artifacts of a network are open in one process and run in turn. Ratios are o
 the artifact's, pair by pair, on the same runtime with the same threads: 2 is twice as fast as float32.
 Writes bench/results/networks.json and .md. What the columns of accuracy mean is in judge.py.
 
-Run in edgec's environment: python compare.py [--edgec NETWORK=RUNTIME=BUNDLE ...] [--networks ...] [--rounds N]
+Run in edgec's environment: python compare.py [--networks ...] [--rounds N]
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import paired
+from build_edgec import BUNDLES
 from contestants import NETWORKS
 from judge import Array, answers, judge
 from report import table, write_report
@@ -55,7 +56,7 @@ class Speed:
     speedup: tuple[float, float, float]
 
 
-def artifacts(network: str, bundles: list[str]) -> Iterator[Artifact]:
+def artifacts(network: str) -> Iterator[Artifact]:
     """Yield what there is of a network: the float network first, for each runtime."""
     source = WORK / "float" / f"{network}.onnx"
     for runtime in RUNTIMES:
@@ -67,11 +68,10 @@ def artifacts(network: str, bundles: list[str]) -> Iterator[Artifact]:
             yield from (Artifact(network, path.parent.name, runtime, onnx) for runtime in RUNTIMES)
         else:
             yield Artifact(network, path.parent.name, "openvino", xml)
-    for bundle in bundles:
-        name, runtime, folder = bundle.split("=", 2)
-        if name == network:
-            file = "model.onnx" if runtime == "onnxruntime" else "openvino_model.xml"
-            yield Artifact(network, f"edgec {Path(folder).name}", runtime, Path(folder) / "artifact" / file)
+    for runtime, file in (("onnxruntime", "model.onnx"), ("openvino", "openvino_model.xml")):
+        path = BUNDLES / f"{network}-{runtime}" / "artifact" / file
+        if path.exists():
+            yield Artifact(network, f"edgec-{runtime}", runtime, path)
 
 
 def works(network: str) -> dict[str, Feed]:
@@ -140,8 +140,15 @@ def made_of(some: list[Artifact]) -> dict[str, Any]:
     found = {}
     for artifact in some:
         files = artifact.path.parent.glob(f"{artifact.path.stem}.*")  # weights may be in a file of their own
-        report = artifact.path.with_name("made.json")
-        made = json.loads(report.read_text()) if report.exists() else {}
+        report = next(
+            (
+                path
+                for path in (artifact.path.with_name("made.json"), artifact.path.parents[1] / "made.json")
+                if path.exists()
+            ),
+            artifact.path,
+        )
+        made = json.loads(report.read_text()) if report.name == "made.json" else {}
         kept = {key: made[key] for key in ("process_s", "peak_bytes", "versions") if key in made}
         found[artifact.contestant] = {"size_bytes": sum(file.stat().st_size for file in files)} | kept
     return found
@@ -149,7 +156,6 @@ def made_of(some: list[Artifact]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--edgec", nargs="+", default=[], metavar="NETWORK=RUNTIME=BUNDLE")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--only", nargs="+", help="contestants; float32 is always there; nothing is written")
     parser.add_argument("--rounds", type=int, default=60)
@@ -158,7 +164,7 @@ def main() -> None:
     scores: list[dict[str, Any]] = []
     made = {}
     for network in arguments.networks:
-        every = list(artifacts(network, arguments.edgec))
+        every = list(artifacts(network))
         if arguments.only:
             every = [a for a in every if a.contestant in {"float32", *arguments.only}]
         scores += judged(every)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Three networks quantized by edgec's peers, each in an environment of its own, and raced and judged in one run.
-# Usage: bash bench/networks/run.sh [python] [--text FILE] [options of compare.py: --edgec NETWORK=RUNTIME=BUNDLE ...]
+# Usage: bash bench/networks/run.sh [python] [--text FILE] [options of compare.py]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${1:-python3}
@@ -22,4 +22,5 @@ export PYTHONPATH=bench:bench/networks HF_HUB_OFFLINE=1
 .venv/bin/python bench/networks/models.py
 .venv/bin/python bench/networks/data.py "${text[@]}"
 .venv/bin/python bench/networks/make.py
+.venv/bin/python bench/networks/build_edgec.py
 .venv/bin/python bench/networks/compare.py "$@"

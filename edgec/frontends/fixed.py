@@ -62,9 +62,12 @@ def fix_sizes(network: Network, inputs: Iterable[str]) -> Network:
             raise UsageError(f"'{port.name}' is {port.dtype}{list(port.shape)} in the model", where=wanted.name)
         sizes |= {has: size for has, size in pairs if isinstance(has, str)}
     rename_sizes(network.model, {name: str(size) for name, size in sizes.items()})
+    sized = {port.name: _sized(port, sizes) for port in network.inputs}
+    for value in network.model.graph.inputs:  # sizes that the file leaves without a name have one in ports alone
+        value.shape = ir.Shape(sized[str(value.name)].shape)
     return dataclasses.replace(
         network,
-        inputs=tuple(_sized(port, sizes) for port in network.inputs),
+        inputs=tuple(sized.values()),
         outputs=tuple(_sized(port, sizes) for port in network.outputs),
         fixed=(*network.fixed, *(f"{name}={size}" for name, size in sorted(sizes.items()))),
     )

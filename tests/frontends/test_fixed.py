@@ -78,3 +78,15 @@ def test_open_sizes_become_numbers_everywhere(path):
         fix_sizes(fixed, ["z:float32[1]"])
     with pytest.raises(UsageError, match="'x' is float32"):
         fix_sizes(fixed, ["x:float32[2,4]"])
+
+
+def test_sizes_without_a_name_are_numbers_too(tmp_path):
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 23]> g (float[N, 4] x) => (float[N, 4] y)
+        <int64[1] zero = {0}> { s = Shape (x) n = Gather (s, zero) one = Equal (n, zero) y = If (one) <
+            then_branch = t () => (float[N, 4] a) { a = Neg (x) },
+            else_branch = e () => (float[N, 4] b) { b = Exp (x) }
+        > }""")
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    onnx.save(model, tmp_path / "open.onnx")
+    network, _ = open_network(str(tmp_path / "open.onnx"), NetworkOptions(inputs=("x:float32[2,4]",)))
+    assert [node.op_type for node in network.model.graph] == ["Exp"]

@@ -147,6 +147,29 @@ def test_a_shift_is_that_of_the_layer_alone(model, name):
     assert np.abs(shift).max() > 0.01
 
 
+def test_channels_of_a_transposed_convolution_are_those_it_gives():
+    """Five outputs of three inputs: the weight has them along its second axis."""
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+    up (float[n, 3, 4, 4] x) => (float[n, 5, 8, 8] y) <float[3, 5, 2, 2] w, float[5] b>
+    { [up] y = ConvTranspose<strides = [2, 2]>(x, w, b) }"""
+    random = np.random.default_rng(3)
+    weight, bias = (random.normal(size=size).astype(np.float32) for size in ((3, 5, 2, 2), 5))
+    rounded = np.round(weight * 2) / 2
+    exact, other = (
+        ir.from_onnx_text(text, [ir.tensor(array, name="w"), ir.tensor(bias, name="b")]) for array in (weight, rounded)
+    )
+    other.graph.initializers["w"].name = "w.float"  # one that the float graph has is taken to be the same
+    x = random.normal(1, 1, size=(6, 3, 4, 4)).astype(np.float32)
+    made = [
+        torch.nn.functional.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(array), stride=2).numpy()
+        for array in (weight, rounded)
+    ]
+    expected = channel_means(made[0] - made[1], 1)
+    assert np.abs(expected).max() > 0.01
+    pieces = [{"x": x[:1]}, {"x": x[1:]}]
+    np.testing.assert_allclose(mean_shift(exact, other, ["up"], pieces, threads=1)["up"], expected, atol=1e-5)
+
+
 def test_batches_of_any_size_count_by_their_samples(model):
     rounded = quantized(model)
     (whole,) = batches(10)

@@ -144,8 +144,9 @@ def test_a_network_inside_its_bounds_tries_nothing(quantized):
 
 
 def test_no_more_go_back_than_may(quantized):
-    none = quantized(HURT, min_cosine=0.99, keep_float=0.24)  # of four
-    assert none.kept_float == {}
+    assert quantized(HURT, min_cosine=0.99, keep_float=0.0).kept_float == {}
+    one = quantized(HURT, min_cosine=1.0, keep_float=0.01)  # of four: no share is too small for one
+    assert list(one.kept_float) == ["m4"]
     most = quantized(HURT, min_cosine=1.0, keep_float=0.75)  # out of reach
     assert next(iter(most.kept_float)) == "m4"
     assert len(most.kept_float) == 3
@@ -200,6 +201,19 @@ def test_followers_of_what_goes_back_do_not_follow(quantized):
     assert int8_nodes(made) == ["c1", "c3"]
 
 
+def test_a_network_of_one_layer_may_keep_it(quantized):
+    tiny = Tiny(
+        "(float[N, 16] x) => (float[N, 16] y) {s = Mul (x, scale) y = MatMul (s, w4)}",
+        {name: HURT.weights[name] for name in ("scale", "w4")},
+        HURT.inputs,
+    )
+    assert int8_nodes(quantized(tiny, min_cosine=0.99, keep_float=0.0)) == ["y"]
+    made = quantized(tiny, min_cosine=0.99, keep_float=0.25)
+    assert list(made.kept_float) == ["y"]
+    assert int8_nodes(made) == []
+    np.testing.assert_array_equal(outputs(tiny, made.model, "y"), outputs(tiny, loaded(tiny), "y"))
+
+
 @pytest.mark.parametrize("name", ["cnn", "unbiased", "shared"])
 def test_biases_take_up_what_rounding_shifts(quantized, name):
     tiny = replace(NETWORKS[name], weights={**NETWORKS[name].weights})
@@ -215,7 +229,19 @@ def test_biases_take_up_what_rounding_shifts(quantized, name):
     assert shifts(corrected.model) < 0.5 * shifts(plain.model)
 
 
-def test_transposed_convolutions_with_a_bias_are_left_as_they_are(quantized):
+def test_transposed_convolutions_are_corrected_too(quantized):
+    """Both with a bias and without: what they give has the mean of the float network's."""
+    tiny = replace(NETWORKS["upscaled"], weights={**NETWORKS["upscaled"].weights})
+    for key in ("w1", "w2"):  # coarse, so that there is something to correct
+        array = tiny.weights[key]
+        tiny.weights[key] = array * np.where(np.arange(array.size) % 7, 1, 12).reshape(array.shape).astype("f4")
+    plain, corrected = (quantized(tiny, correct_bias=correct) for correct in (False, True))
+    for name in ("t1", "t2"):
+
+        def shift(model, name=name):
+            return np.abs((outputs(tiny, loaded(tiny), name) - outputs(tiny, model, name)).mean(axis=(0, 2, 3))).mean()
+
+        assert shift(corrected.model) < 0.5 * shift(plain.model), name
     assert cosine(NETWORKS["upscaled"], quantized(NETWORKS["upscaled"], correct_bias=True).model, "y") > 0.999
 
 

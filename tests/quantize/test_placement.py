@@ -206,6 +206,25 @@ def test_nodes_that_are_skipped():
     assert "sum" not in nodes(place(network("cnn"), FOLLOW, {"c3"}.__contains__))
 
 
+def test_only_some_operators_may_be_anchors():
+    """As where scales are found while the network runs: no runtime does that for convolutions."""
+    why = "the runtime has no kernel for it that finds scales as it runs"
+    placement = place(network("cnn"), (), anchors=("MatMul", "Gemm"))
+    assert nodes(placement) == ["y"]
+    assert dict(placement.groups) == {"flat": "flat"}
+    assert placement.floats == dict.fromkeys(("c1", "c2", "c3", "c4"), why)
+    nothing = place(network("upscaled"), FOLLOW, anchors=("MatMul", "Gemm"))
+    assert (nothing.sites, dict(nothing.groups)) == ((), {})
+    assert nothing.floats == dict.fromkeys(("t1", "t2", "c3"), why)
+    # What the user asked for, and what cannot be, is said first.
+    told = place(network("odd"), (), {"c1"}.__contains__, anchors=("MatMul", "Gemm"))
+    assert (told.floats["c1"], told.floats["c2"]) == ("asked for", why)
+    assert told.floats["z"] == "it scales or transposes what it reads"
+    # Tables are no anchors: they are looked up as integers all the same.
+    table = model_of("(int64[3] i) => (float[A, B] y) {y = Gather (w, i)}", w=(1024, 8))
+    assert nodes(place(table, (), anchors=())) == ["y"]
+
+
 class TestRoundedConvolutions:
     def test_what_only_floats_read_is_rounded_too(self):
         model = network("upscaled")

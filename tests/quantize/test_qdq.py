@@ -320,6 +320,15 @@ class TestShifts:
             codes, scales = biases[name]
             np.testing.assert_allclose(codes * scales, shift, atol=float(scales.max()))
 
+    def test_transposed_convolutions_take_them_up(self, store):
+        """One with a bias, and one without, whose outputs are along the second axis of its weight."""
+        shifts = {"t1": np.linspace(-1, 1, 6), "t2": np.linspace(0.1, 1, 5)}
+        plain, moved = (int32_biases(rounded(loaded(NETWORKS["upscaled"]), store, shifts=s)) for s in ({}, shifts))
+        assert plain.keys() == {"t1", "c3"}
+        for name, (codes, scales) in moved.items():
+            before = plain[name][0] if name in plain else 0
+            np.testing.assert_allclose((codes - before) * scales, shifts.get(name, 0), atol=float(scales.max()))
+
     def test_where_there_is_no_place_for_them(self):
         odd = {node.name: node for node in loaded(NETWORKS["odd"]).graph}
         assert not takes_shift(odd["c1"])  # a bias that is computed
@@ -327,7 +336,7 @@ class TestShifts:
         mlp = {node.name: node for node in loaded(NETWORKS["mlp"]).graph}
         assert not takes_shift(mlp["m1"])
         upscaled = {node.name: node for node in loaded(NETWORKS["upscaled"]).graph}
-        assert not takes_shift(upscaled["t1"])  # transposed
+        assert all(takes_shift(upscaled[name]) for name in ("t1", "t2"))
 
 
 class TestHalves:

@@ -1,5 +1,7 @@
 """Network x Target x Profile -> plan."""
 
+import dataclasses
+
 import msgspec
 import pytest
 from tiny_networks import NETWORKS
@@ -62,6 +64,8 @@ def test_it_is_read_back_and_has_a_hash(opened):
         resolve(opened("cnn"), data=msgspec.structs.replace(DATA, seed=4)),
         resolve(opened("cnn"), range="mse"),
         resolve(opened("cnn"), skip=("c3",)),
+        resolve(dataclasses.replace(opened("cnn"), fixed=("rate=16000",))),
+        resolve(dataclasses.replace(opened("cnn"), fixed=("rate=8000",))),
         resolve(opened("mlp")),
     ]
     assert len({each.sha256() for each in (plan, *others)}) == 1 + len(others)

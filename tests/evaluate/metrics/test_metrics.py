@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from edgec.errors import BundleError, UsageError
-from edgec.evaluate.metrics import Finishing, Part, Setting, metric_of, names, split
+from edgec.evaluate.metrics import Finishing, Part, Setting, judges, metric_of, names, split
 from edgec.evaluate.metrics._texts import decoder_of
 
 
@@ -245,3 +245,15 @@ def test_names():
         metric_of("_scores")
     assert split("cosine@pooled") == ("cosine", "pooled")
     assert split("top1") == ("top1", None)
+
+
+def test_who_judges():
+    """Those that know what is right; others say only how far both models are apart."""
+    apart = {"agreement", "cosine", "retrieval", "snr_db"}
+    assert {name for name in names() if not judges(name)} == apart
+    assert judges("top1@scores")
+    assert not judges("cosine@top1")
+    assert judges("no_such_module:top")  # not imported to be asked
+    assert judges("module:cosine@pooled")
+    with pytest.raises(UsageError, match="no metric"):
+        judges("nothing")
