@@ -143,7 +143,9 @@ class TestTheAnswerIsKept:
         assert moved.opened
         assert len(list((cache / "speed").iterdir())) == 3
 
-    @pytest.mark.parametrize("content", [b"", b'{"c1": "the fir', b'["c1"]', b'{"c1": 3}', b'{"c1": "\xff\xfe"}', b"\0" * 99])
+    @pytest.mark.parametrize(
+        "content", [b"", b'{"c1": "the fir', b'["c1"]', b'{"c1": 3}', b'{"c1": "\xff\xfe"}', b"\0" * 99]
+    )
     def test_a_damaged_file_is_made_anew(self, content, network, cache, tmp_path, monkeypatch):
         monkeypatch.setattr(build_speed, "_PAIRS", 6)
         find_slow(network, Clockwork(), tmp_path)

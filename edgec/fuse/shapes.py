@@ -30,7 +30,7 @@ def apply(model: ir.Model, near: Near) -> list[str]:
         wanted, source = _sizes(node.inputs[1]), node.inputs[0]
         if wanted is None or source is None or source.shape is None:
             continue
-        if 0 in wanted and node.attributes.get_int("allowzero", 0):
+        if 0 in wanted and node.attributes.get_int("allowzero", 0) == 1:
             near(node, "a size that is asked for is 0")
             continue
         have = [_size(dim) for dim in source.shape]

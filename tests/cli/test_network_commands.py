@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from tiny_networks import NETWORKS
+from tiny_networks import NETWORKS, Tiny, weights
 
 from edgec.cli import edgec
+from edgec.cli._network import load
 from edgec.errors import EdgecError
 
 TARGET = "x86-avx512-vnni"
@@ -341,6 +342,35 @@ class TestEval:
     def test_refusals(self, bundle, files, options, code, monkeypatch):
         monkeypatch.chdir(files)
         assert fails("eval", bundle, *options).exit_code == code
+
+    def test_outputs_that_tell_no_samples_apart_get_one_at_a_time(self, build, files, tmp_path):
+        """What such an output gives for eight samples is no mean of what it gives for each."""
+        tiny = Tiny(
+            """(float[N, 24] x) => (float[N, 8] y, float[8] most) <int64[1] first = {0}> {
+                h = MatMul (x, w1)
+                a = Relu (h)
+                y = MatMul (a, w2)
+                most = ReduceMax <keepdims=0> (y, first)
+            }""",
+            weights(w1=(24, 16), w2=(16, 8)),
+            NETWORKS["mlp"].inputs,
+        )
+        tiny.save(files / "most.onnx")
+        np.savez(files / "most.npz", **tiny.inputs(np.random.default_rng(3), 12))
+        network, _ = tiny.open(tmp_path)
+        assert load(str(files / "most.npz"), network, 12, 0, "evaluation").batch == 1
+        whole, _ = NETWORKS["mlp"].open(tmp_path)
+        assert load(str(files / "mlp.npz"), whole, 12, 0, "evaluation").batch == 8
+
+        assert build("most", tmp_path / "out").exit_code == 0
+        quality = json.loads((tmp_path / "out/report.json").read_text())["verification"]["quality"]
+        assert [output["output"] for output in quality["outputs"]] == ["y", "most"]
+        options = ("--eval-data", files / "most.npz", "--metric", "cosine@most", "--json")
+        found = json.loads(invoke("eval", tmp_path / "out", *options, "--source", files / "most.onnx").stdout)
+        assert found["quality"]["samples"] == 12
+        assert found["quality"]["metrics"][0]["test"] > 0.99
+        assert found["quality"]["outputs"] == quality["outputs"]
+        assert json.loads(invoke("eval", tmp_path / "out", *options).stdout)["cosine@most"] == pytest.approx(1)
 
     def test_a_bare_artifact_has_no_plan(self, bundle, files):
         error = fails("eval", bundle / "artifact", "--eval-data", files / "cnn-labels.npz", "--metric", "top1")

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -63,13 +65,14 @@ class TestZeros:
 
     def test_what_the_dynamo_exporter_asks_for_is_copied(self, fused, operators, canonical):
         axes = ({0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=64)},)
-        program = torch.onnx.export(
-            _Heads().eval(), (torch.randn(2, 5, 12),), dynamo=True, dynamic_shapes=axes, opset_version=18,
-            verbose=False, optimize=False,
-        )  # fmt: skip
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Heads().eval(), (torch.randn(2, 5, 12),), dynamo=True, dynamic_shapes=axes, opset_version=18,
+                verbose=False, optimize=False,
+            )  # fmt: skip
         model = ir.serde.deserialize_model(program.model_proto)
-        shaped = [node for node in model.graph if node.op_type == "Reshape"]
-        assert {node.attributes.get_int("allowzero", 0) for node in shaped} == {1}
+        assert sum(node.attributes.get_int("allowzero", 0) for node in model.graph) == 2
         model = canonical(model)
         fused(model, (X,))
         assert operators(model) == ["Relu", "Reshape", "Transpose", "Reshape", "Tanh"]

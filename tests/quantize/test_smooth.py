@@ -1,4 +1,4 @@
-"""Channels that are scaled in front of products: what is moved, where it goes, and that it leaves the function alone."""
+"""Channels that are scaled in front of products: what is moved, where it goes, and that the function stays."""
 
 import numpy as np
 import onnx_ir as ir
@@ -77,9 +77,7 @@ def test_of_wild_channels_less_is_lost(symmetric, tmp_path):
     assert found[0].power > 0
     assert 0 < found[0].error < 0.7
     (expected,) = run(before, batches(1, seed=9), threads=1)
-    plain, better = (
-        error_of_int8(model, expected["y"], tmp_path, symmetric=symmetric) for model in (before, after)
-    )
+    plain, better = (error_of_int8(model, expected["y"], tmp_path, symmetric=symmetric) for model in (before, after))
     assert better < 0.3 * plain
     assert better / plain == pytest.approx(found[0].error, rel=0.5)  # what was foreseen
 

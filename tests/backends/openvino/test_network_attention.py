@@ -173,8 +173,11 @@ ODD = {
         "float[N, 4, S, 8] q, float[N, 2, T, 8] k, float[N, 2, T, 8] v",
         "y = Attention (q, k, v)",
     ),
-    "heads of unknown size": ("float[N, 4, S, D] q, float[N, 4, T, D] k, float[N, 4, T, D] v", "y = Attention (q, k, v)"),
-}  # fmt: skip
+    "heads of unknown size": (
+        "float[N, 4, S, D] q, float[N, 4, T, D] k, float[N, 4, T, D] v",
+        "y = Attention (q, k, v)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ODD)
