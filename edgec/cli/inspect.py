@@ -53,10 +53,13 @@ def _inspect_network(path: str, options: "NetworkOptions", fusions: bool, nodes:
 
     from edgec.backends.network import describe_port
     from edgec.frontends.source import open_network
-    from edgec.fuse import rows
+    from edgec.fuse import fuse, rows
 
     network, found = open_network(path, options)
     graph = network.model.graph
+    stages = [found]
+    if fusions:  # what ONNX Runtime's operators take besides, in a graph that nothing else reads
+        stages.append(fuse(network.model.clone(), "onnx_cpu"))
     operators = Counter(node.op_type for node in graph.all_nodes())
     if as_json:
         listed = [(str(node.name), node.op_type) for node in graph.all_nodes()]
@@ -69,10 +72,11 @@ def _inspect_network(path: str, options: "NetworkOptions", fusions: bool, nodes:
             "remarks": network.remarks,
             "operators": operators,
         }
-        print_json({**summary, **({"fusions": found} if fusions else {}), **({"nodes": listed} if nodes else {})})
+        print_json({**summary, **({"fusions": stages} if fusions else {}), **({"nodes": listed} if nodes else {})})
         return
     if fusions:
-        print_table(("rule", "what", "where, or why not"), rows(found))
+        lines = [(stage.stage, *line) for stage in stages for line in rows(stage)]
+        print_table(("stage", "rule", "what", "where, or why not"), lines)
         return
     if nodes:
         print_table(("node", "operator"), [(str(node.name), node.op_type) for node in graph.all_nodes()])

@@ -18,6 +18,7 @@ from edgec.backends.onnx_cpu.files import MODEL_FILE
 from edgec.backends.onnx_cpu.integer import is_weight, lower_integer_matmuls, multiply
 from edgec.backends.onnx_cpu.kernels import saturates
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
+from edgec.fuse import fuse
 from edgec.graph.integers import grids_of, network_codes
 from edgec.graph.rewrite import array_of, lazy, replace, sweep
 from edgec.graph.write import write_weights
@@ -47,6 +48,7 @@ def lower_network(model: ir.Model, activations: str, *, unsigned_weights: bool) 
         unsigned_weights: see `edgec.backends.onnx_cpu.integer`.
     """
     lowered = model.clone()
+    fuse(lowered, "onnx_cpu")
     graph = lowered.graph
     _split_gemms(graph)
     match activations:
