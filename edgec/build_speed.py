@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgec.backends.backend import Backend, NetworkJob
 from edgec.backends.network import NetworkSession
+from edgec.bundle.manifest import versions
 from edgec.calibrate.arrays import Batch
 from edgec.calibrate.cache import cache_dir, code_key, key
 from edgec.errors import OutputError
@@ -65,8 +66,9 @@ class Trial:
         Raises:
             OutputError: the answer cannot be kept.
         """
-        machine = repr(sorted(fingerprint().items()))
-        name = key(encode_network_plan(self.plan), machine, code_key("backends", "fuse"))
+        machine = repr(sorted({**fingerprint(), **versions(self.backend.PACKAGES)}.items()))
+        code = (code_key("backends", "fuse"), Path(__file__).read_bytes())
+        name = key(encode_network_plan(self.plan), machine, *code)
         known = cache_dir() / "speed" / f"{name}.json"
         if (found := _read(known)) is None:
             found = self._search(make, placement)

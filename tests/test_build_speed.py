@@ -41,6 +41,8 @@ class Clockwork:
         units: layer -> units in int8; one where nothing is said.
     """
 
+    PACKAGES = ("onnxruntime",)
+
     def __init__(self, **units):
         self.units, self.opened = units, []
 
