@@ -99,7 +99,8 @@ def summary(plan: NetworkPlan, report: NetworkReport) -> list[tuple[str, str]]:
         ("profile", f"{plan.profile}: {describe(plan)}"),
     ]
     if plan.int8:
-        rows.append(("int8", f"{integers} nodes; {len(report.kept_float) + len(plan.floats)} might be, and are float"))
+        more = len(report.kept_float) + len(plan.floats)
+        rows.append(("int8", f"{integers} nodes" + (f"; {more} more might be, and stay in float" if more else "")))
     rows += [("size", f"{size / _MIB:.1f} MiB")]
     if report.fused:
         rows.append(("fused", ", ".join(f"{entry.title} ({len(entry.nodes)})" for entry in report.fused)))
