@@ -348,3 +348,16 @@ def test_openvino_says_what_it_does_not_take(opened, tmp_path):
     next(node for node in broken.graph if node.op_type == "Tanh").op_type = "NoSuchOperator"
     with pytest.raises(PlanError, match="OpenVINO does not take the graph"):
         get_backend("openvino").compile_network(NetworkJob(broken, network, plan, load_target(plan.target)), tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float16_takes_half_the_space(opened, backend, tmp_path):
+    network, samples = opened("encoder"), NETWORKS["encoder"].samples()
+    sizes = {}
+    for mode in ("fp16", "fp32"):
+        made, _ = compiled(network, plan_of(network, backend, mode), samples, tmp_path / mode)
+        halved = [v for v in made.graph.initializers.values() if v.name.endswith(".half")]
+        files = (tmp_path / mode / "artifact").glob("*.bin" if backend == "openvino" else "*.data")
+        sizes[mode] = sum(file.stat().st_size for file in files), 2 * sum(v.const_value.size for v in halved)
+    assert sizes["fp16"][1]
+    assert sizes["fp32"][0] - sizes["fp16"][0] >= 0.9 * sizes["fp16"][1]

@@ -40,7 +40,8 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     try:
         # What ov.convert_model does, but for reports to its vendor, which it sends from processes of its own.
         model = ov.Core().read_model(scratch / _GRAPH)
-        apply_moc_transformations(model, False)
+        if job.plan.wishes.weights == "int8":  # it would also widen float16 constants
+            apply_moc_transformations(model, False)
     except Exception as error:  # each layer of the frontend has exceptions of its own
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise PlanError(
