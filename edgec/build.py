@@ -13,7 +13,7 @@ import torch
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
-from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
+from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
 from edgec.calibrate.cache import cache_dir, key
 from edgec.calibrate.dataset import Dataset, load_dataset
@@ -135,10 +135,7 @@ def build(
             remarks=(*(dataset.remarks if dataset else ()), *(results.remarks if results else ()), *remarks),
             environment=fingerprint(),
         )
-        (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        (folder / REPORT_PAGE).write_text(page(plan, report))
-        manifest = make_manifest(folder, plan.source.files, versions((*_WRITERS, *backend.PACKAGES)))
-        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        finish(folder, report, page(plan, report), plan.source.files, (*_WRITERS, *backend.PACKAGES))
     return report
 
 

@@ -14,7 +14,7 @@ from edgec import __version__
 from edgec.backends.backend import Backend, Integers8, NetworkJob, get_backend
 from edgec.build import Say, no_collection, stage
 from edgec.build_speed import Trial
-from edgec.bundle.manifest import ARTIFACT, MANIFEST, PLAN, REPORT, REPORT_PAGE, make_manifest, versions
+from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
 from edgec.calibrate.arrays import Batch
 from edgec.calibrate.ports import axis_of
@@ -36,8 +36,9 @@ from edgec.report.model import Integers, Stage
 from edgec.report.network import Agreement, NetworkReport, NetworkVerification, Speed
 from edgec.report.network_page import network_page
 from edgec.spec.load import THIS_MACHINE
-from edgec.spec.network_plan import NetworkPlan, encode_network_plan
+from edgec.spec.network_plan import NetworkPlan
 from edgec.spec.network_resolve import placement_of
+from edgec.spec.plan import encode_plan
 from edgec.spec.target import Target
 
 _WRITERS = ("edgec", "numpy", "onnx", "onnx-ir", "onnxscript", "torch")
@@ -90,7 +91,7 @@ def build_network(
         with stage(stages, "compile"):
             say("compile", 0)
             remarks = backend.compile_network(NetworkJob(made.model, network, plan, target), artifact)
-        (folder / PLAN).write_bytes(encode_network_plan(plan))
+        (folder / PLAN).write_bytes(encode_plan(plan))
         not_run = backend.not_run(artifact)
         verification = speed = None
         if evaluation is not None:
@@ -114,10 +115,7 @@ def build_network(
             not_run=not_run,
             remarks=(*network.remarks, *_remarks(calibration, evaluation), *made.remarks, *remarks),
         )
-        (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        (folder / REPORT_PAGE).write_text(network_page(plan, report))
-        manifest = make_manifest(folder, plan.source.files, versions((*_WRITERS, *backend.PACKAGES)))
-        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        finish(folder, report, network_page(plan, report), plan.source.files, (*_WRITERS, *backend.PACKAGES))
     return report
 
 
@@ -162,8 +160,7 @@ def _scale_channels(model: ir.Model, plan: NetworkPlan, calibration: Samples) ->
     if plan.wishes.equalize and (pairs := [pair for pair in equalize(model) if pair.refused is None]):
         remarks.append(f"channels between {len(pairs)} pairs of layers were equalized")
     if plan.wishes.smooth:
-        batches = (batch for batch, _ in calibration.batches())
-        found = smooth(model, placement_of(model, plan), batches, symmetric=plan.grids == "signed")
+        found = smooth(model, placement_of(model, plan), calibration.inputs(), symmetric=plan.grids == "signed")
         if found:
             folded = sum(each.folded for each in found)
             remarks.append(f"channels were scaled in front of {len(found)} products, {folded} of them by a norm")
@@ -194,10 +191,9 @@ def _verify(
             tick("batch")
             yield output
 
-    inputs = (batch for batch, _ in evaluation.batches())
     quality = compare(
-        ticking(run(network.model, (batch for batch, _ in evaluation.batches()))),
-        (session.run(batch) for batch in inputs),
+        ticking(run(network.model, evaluation.inputs())),
+        map(session.run, evaluation.inputs()),
         evaluation,
         metrics,
         ports=network.outputs,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import onnx_ir as ir
@@ -19,13 +18,13 @@ from edgec.backends.backend import Backend, NetworkJob
 from edgec.backends.network import NetworkSession
 from edgec.bundle.manifest import versions
 from edgec.calibrate.arrays import Batch
-from edgec.calibrate.cache import cache_dir, code_key, key
-from edgec.errors import OutputError
+from edgec.calibrate.cache import cache_dir, code_key, key, whole
 from edgec.frontends.network import Network
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.paired import paired_ms, ratio_interval
 from edgec.quantize.placement import Placement
-from edgec.spec.network_plan import NetworkPlan, encode_network_plan
+from edgec.spec.network_plan import NetworkPlan
+from edgec.spec.plan import encode_plan
 from edgec.spec.target import Target
 
 Make = Callable[[frozenset[str]], ir.Model]
@@ -68,11 +67,12 @@ class Trial:
         """
         machine = repr(sorted({**fingerprint(), **versions(self.backend.PACKAGES)}.items()))
         code = (code_key("backends", "fuse"), Path(__file__).read_bytes())
-        name = key(encode_network_plan(self.plan), machine, *code)
+        name = key(encode_plan(self.plan), machine, *code)
         known = cache_dir() / "speed" / f"{name}.json"
         if (found := _read(known)) is None:
             found = self._search(make, placement)
-            _write(known, found)
+            with whole(known, "what runs faster in float") as file:
+                file.write(msgspec.json.encode(found))
         return found
 
     def _search(self, make: Make, placement: Placement) -> dict[str, str]:
@@ -104,22 +104,6 @@ def _read(path: Path) -> dict[str, str] | None:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, UnicodeDecodeError, msgspec.DecodeError):
         return None
-
-
-def _write(path: Path, found: dict[str, str]) -> None:
-    """Write an answer, whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-            whole = Path(scratch) / path.name
-            whole.write_bytes(msgspec.json.encode(found))
-            whole.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot keep what runs faster in float: {error.strerror or error}",
-            where=str(path.parent),
-            hint="make room there, or set EDGEC_CACHE to another folder",
-        ) from error
 
 
 def _parts(model: ir.Model, placement: Placement) -> Iterator[tuple[str, list[str]]]:

@@ -116,6 +116,11 @@ def require(package: str, extra: str, *, load: bool = True) -> None:
         ) from error
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of a library says, without its traces."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def explain(error: Exception) -> EdgecError:
     """Return what to tell of an error that edgec did not expect: a package is broken, or it is a bug."""
     if isinstance(error, ImportError) and not (error.name or "").startswith("edgec"):

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.errors import BundleError, UsageError
+from edgec.errors import UsageError
 from edgec.frontends.network import Port
+from edgec.json_file import read_json, write_json
 
 NETWORK_FILE = "network.json"
 """The file by which an artifact of a network is known, whatever its backend."""
@@ -57,7 +58,7 @@ class NetworkSession(Protocol):
 
 def write_network_settings(folder: Path, settings: NetworkSettings) -> None:
     """Write `network.json`."""
-    (folder / NETWORK_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+    write_json(folder / NETWORK_FILE, settings)
 
 
 def read_network_settings(artifact: Path) -> NetworkSettings:
@@ -66,13 +67,7 @@ def read_network_settings(artifact: Path) -> NetworkSettings:
     Raises:
         BundleError: it says nothing, or nonsense.
     """
-    path = artifact / NETWORK_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=NetworkSettings)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(
-            f"the artifact's settings cannot be read: {error}", where=str(path), hint="copy or build it again"
-        ) from error
+    return read_json(artifact / NETWORK_FILE, NetworkSettings, "the artifact's settings")
 
 
 def check_feed(feed: Feed, inputs: tuple[Port, ...], where: str) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgec.errors import BundleError
+from edgec.json_file import read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -46,10 +46,4 @@ def read_settings(artifact: Path) -> Settings:
     Raises:
         BundleError: there are none, or they are damaged.
     """
-    path = artifact / CONFIG
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Settings)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(
-            f"the artifact's settings cannot be read: {error}", where=str(path), hint="copy or build it again"
-        ) from error
+    return read_json(artifact / CONFIG, Settings, "the artifact's settings")

@@ -10,6 +10,7 @@ from typing import Self
 import msgspec
 
 from edgec.errors import BundleError
+from edgec.json_file import write_json
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -77,6 +78,21 @@ def make_manifest(folder: Path, source: dict[str, str], versions: dict[str, str]
 def _content_hash(content: dict[str, File]) -> str:
     lines = "".join(f"{file.sha256} {file.size_bytes} {name}\n" for name, file in sorted(content.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def finish(folder: Path, report: object, page: str, source: dict[str, str], packages: Iterable[str]) -> None:
+    """Write what a bundle says of itself: its report, the report's page, and the manifest of all that is in it.
+
+    Args:
+        folder: of the bundle; all else is in it.
+        report: for machines.
+        page: for people.
+        source: see `Manifest`.
+        packages: that took part in writing the content.
+    """
+    write_json(folder / REPORT, report)
+    (folder / REPORT_PAGE).write_text(page)
+    write_json(folder / MANIFEST, make_manifest(folder, source, versions(packages)))
 
 
 def read_manifest(bundle: Path) -> Manifest:

@@ -3,10 +3,11 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,18 +50,33 @@ def save(path: Path, arrays: Arrays) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    with whole(path, "a result of calibration") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+@contextmanager
+def whole(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """Yield a file that becomes `path` when the block ends without an exception.
+
+    Args:
+        path: in the cache.
+        what: is kept there, for people.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
             partial = Path(scratch) / path.name
             with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
     except OSError as error:
         raise OutputError(
-            f"cannot keep a result of calibration: {error.strerror or error}",
+            f"cannot keep {what}: {error.strerror or error}",
             where=str(path.parent),
             hint="make room there, or set EDGEC_CACHE to another folder",
         ) from error

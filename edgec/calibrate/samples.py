@@ -14,7 +14,7 @@ wherever the network has its own; what a network takes without such an axis must
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,10 @@ class Samples:
     batch: int
     batches: Callable[[], Rows]
     remarks: tuple[str, ...] = ()
+
+    def inputs(self) -> Iterator[Batch]:
+        """Yield the inputs of each run."""
+        return (batch for batch, _ in self.batches())
 
 
 def load_samples(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgec.checkpoint.huggingface import open_huggingface
 from edgec.checkpoint.model import Checkpoint
-from edgec.errors import CheckpointError, UsageError
+from edgec.errors import CheckpointError, UsageError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".json", ".onnx", ".pt", ".pth")
@@ -63,11 +63,7 @@ def _download(hub_id: str) -> Path:
         )
     except Exception as error:  # every layer below, from HTTP to the cache's locks, has exceptions of its own
         raise CheckpointError(
-            f"'{hub_id}' is no file or directory here, and could not be downloaded as a hub id: {_first_line(error)}",
+            f"'{hub_id}' is no file or directory here, and could not be downloaded as a hub id: {first_line(error)}",
             hint=f"check the name and the network, or where there is one run 'hf download {hub_id} --local-dir DIR' "
             "and give the directory",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
 """What `plan` and `build` do for networks: models that are no decoder language models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ from edgec.cli._console import print_json, print_table, say
 from edgec.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgec.backends.network import NetworkSettings
     from edgec.calibrate.samples import Samples
     from edgec.evaluate.corpus import Purpose
-    from edgec.frontends.network import Network, Port
+    from edgec.evaluate.network import NetworkQuality
+    from edgec.frontends.network import Network
     from edgec.frontends.source import NetworkOptions
     from edgec.fuse import Fusions
     from edgec.spec.network_plan import NetworkPlan
@@ -84,7 +86,7 @@ def resolve(
         wanted = wishes.wishes.calibration
         name = data or _default_text(network)
         if name is not None:
-            calibration = load(name, network, wanted.samples, wanted.seed, "calibration")
+            calibration = load(name, network, wanted.samples, wanted.seed, "calibration", network)
     taken = None
     if calibration is not None:
         taken = Data(calibration.name, calibration.sha256, calibration.count, wishes.wishes.calibration.seed)
@@ -92,8 +94,24 @@ def resolve(
     return Resolved(network, fusions, device, plan, calibration)
 
 
-def load(name: str, network: "Network", samples: int, seed: int, purpose: "Purpose") -> "Samples":
-    """Open samples for a network, several in a run where its outputs tell them apart."""
+def load(
+    name: str,
+    settings: "Network | NetworkSettings",
+    samples: int,
+    seed: int,
+    purpose: "Purpose",
+    network: "Network | None" = None,
+) -> "Samples":
+    """Open samples, several in a run where the outputs tell them apart.
+
+    Args:
+        name: of the file or folder.
+        settings: says what the network takes and gives, and its classes.
+        samples: how many, at most.
+        seed: of their choice.
+        purpose: calibration and evaluation take other parts of a default text.
+        network: has what makes inputs of texts and pictures, where it is at hand.
+    """
     from functools import partial
 
     from edgec.calibrate.samples import load_samples
@@ -101,21 +119,16 @@ def load(name: str, network: "Network", samples: int, seed: int, purpose: "Purpo
     opened = partial(
         load_samples,
         name,
-        network.inputs,
+        settings.inputs,
         samples=samples,
         seed=seed,
-        tokenizer_files=network.tokenizer_files,
-        pictures=network.pictures,
-        labels=network.labels,
+        tokenizer_files=network.tokenizer_files if network else {},
+        pictures=network.pictures if network else None,
+        labels=settings.labels,
         purpose=purpose,
     )
-    return _in_batches(opened, network.outputs)
-
-
-def _in_batches(opened: "Callable[..., Samples]", outputs: "Sequence[Port]") -> "Samples":
-    """Open samples, several in a run where the outputs tell them apart."""
     found = opened(batch=_BATCH)
-    together = all(found.axis in port.shape for port in outputs)
+    together = all(found.axis in port.shape for port in settings.outputs)
     return found if together or found.batch == 1 else opened(batch=1)
 
 
@@ -181,7 +194,7 @@ def build(
                 "nothing says what to measure the model on",
                 hint="name samples with --eval-data, or skip verification with --no-verify",
             )
-        evaluation = load(name, found.network, found.plan.verify.samples, 0, "evaluation")
+        evaluation = load(name, found.network, found.plan.verify.samples, 0, "evaluation", found.network)
     return build_network(
         found.network,
         found.fusions,
@@ -206,12 +219,9 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a network's bundle on samples, alone or beside its source, and print what was found."""
-    from functools import partial
-
     from edgec.backends.backend import backend_of
     from edgec.backends.network import read_network_settings
     from edgec.bundle.open import find_artifact, read_network_plan
-    from edgec.calibrate.samples import load_samples
     from edgec.evaluate.metrics import Setting
     from edgec.evaluate.network import compare
     from edgec.report.network import quality_rows
@@ -229,40 +239,29 @@ def evaluate(
         from edgec.frontends.source import open_network
 
         network, _ = open_network(source, options)
-    opened = partial(
-        load_samples,
-        data,
-        settings.inputs,
-        samples=samples or plan.verify.samples,
-        tokenizer_files=network.tokenizer_files if network else {},
-        pictures=network.pictures if network else None,
-        labels=settings.labels,
-        purpose="evaluation",
-    )
-    loaded = _in_batches(opened, settings.outputs)
+    loaded = load(data, settings, samples or plan.verify.samples, 0, "evaluation", network)
     session = backend.open_network(artifact, "shipped")
+    setting = Setting(settings.labels)
     if network is None:
-        outputs = [session.run(batch) for batch, _ in loaded.batches()]
-        found = compare(outputs, outputs, loaded, metrics, ports=settings.outputs, setting=Setting(settings.labels))
-        values = {metric.name: metric.test for metric in found.metrics}
-        if as_json:
-            print_json({"data": loaded.name, "data_sha256": loaded.sha256, "samples": loaded.count, **values})
-        else:
-            title = f"{loaded.count} samples of {loaded.name}"
-            rows = [(name, "not defined" if value is None else f"{value:.6g}") for name, value in values.items()]
-            print_table(("", "value"), rows, title=title)
+        outputs = [session.run(batch) for batch in loaded.inputs()]
+        found = compare(outputs, outputs, loaded, metrics, ports=settings.outputs, setting=setting)
+        _show_alone(loaded, found, as_json=as_json)
         return
     from edgec.calibrate.run import run
 
-    found = compare(
-        run(network.model, (batch for batch, _ in loaded.batches())),
-        (session.run(batch) for batch, _ in loaded.batches()),
-        loaded,
-        metrics,
-        ports=settings.outputs,
-        setting=Setting(settings.labels),
-    )
+    floats, shipped = run(network.model, loaded.inputs()), map(session.run, loaded.inputs())
+    found = compare(floats, shipped, loaded, metrics, ports=settings.outputs, setting=setting)
     if as_json:
         print_json({"data": loaded.name, "data_sha256": loaded.sha256, "quality": found})
     else:
         print_table(("", ""), quality_rows(found), title=f"{loaded.count} samples of {loaded.name}")
+
+
+def _show_alone(loaded: "Samples", found: "NetworkQuality", *, as_json: bool) -> None:
+    """Print the metrics of a network without its source."""
+    values = {metric.name: metric.test for metric in found.metrics}
+    if as_json:
+        print_json({"data": loaded.name, "data_sha256": loaded.sha256, "samples": loaded.count, **values})
+        return
+    rows = [(name, "not defined" if value is None else f"{value:.6g}") for name, value in values.items()]
+    print_table(("", "value"), rows, title=f"{loaded.count} samples of {loaded.name}")

@@ -6,7 +6,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgec.checkpoint.files import size_bytes, unreadable
-from edgec.errors import CheckpointError
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.onnx_tensors import DAMAGED, check_tensors
 
 OLDEST_OPSET = 13
@@ -33,11 +33,6 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, dict[str, Path]]:
             f"{path.name} is no valid ONNX model: {first_line(error)}", where=str(path), hint=DAMAGED
         ) from error
     return proto, files
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error of a native library says, without its traces."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -7,9 +7,9 @@ from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
 from edgec.checkpoint.files import sha256_file
-from edgec.errors import CheckpointError
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.network import Network, Port
-from edgec.frontends.onnx_check import first_line, read_proto
+from edgec.frontends.onnx_check import read_proto
 from edgec.frontends.onnx_floats import check_numbers, half_types, reason_to_keep, widen
 from edgec.frontends.onnx_proof import Observation, distance, observe
 from edgec.frontends.onnx_upgrade import CANONICAL_OPSET, upgrade

@@ -11,8 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgec.errors import CheckpointError, OutputError
-from edgec.frontends.onnx_check import first_line
+from edgec.errors import CheckpointError, OutputError, first_line
 from edgec.frontends.onnx_inputs import Feed, feeds
 
 # How many inputs are compared; each has sizes of its own where sizes are open.

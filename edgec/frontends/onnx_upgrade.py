@@ -6,8 +6,7 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from edgec.errors import CheckpointError
-from edgec.frontends.onnx_check import first_line
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.onnx_values import forget_shapes, skeleton
 
 CANONICAL_OPSET = 23

@@ -20,8 +20,7 @@ import torch
 from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from edgec.checkpoint.files import MAX_JSON_BYTES, size_bytes
-from edgec.errors import CheckpointError
-from edgec.frontends.onnx_check import first_line
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.quiet import quiet
 
 _MODEL = "models/model.json"

@@ -16,9 +16,8 @@ import torch
 
 from edgec.checkpoint.files import sha256_file, size_bytes
 from edgec.checkpoint.safetensors_file import read_header
-from edgec.errors import CheckpointError, UsageError
+from edgec.errors import CheckpointError, UsageError, first_line
 from edgec.frontends.network import Network
-from edgec.frontends.onnx_check import first_line
 from edgec.frontends.quiet import quiet
 from edgec.frontends.trace_inputs import SPELLING, Argument, arguments_of, parse_arguments
 from edgec.frontends.traced import trace

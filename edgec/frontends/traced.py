@@ -8,9 +8,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from edgec.errors import CheckpointError
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.network import Port
-from edgec.frontends.onnx_check import first_line
 from edgec.frontends.quiet import quiet
 from edgec.frontends.trace_inputs import BATCH, Argument, Axis, Feed, axes_of, draw, pin, tracing_sizes, trial_sizes
 from edgec.frontends.traced_graph import canonicalise, rename_sizes

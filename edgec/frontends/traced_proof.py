@@ -10,8 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgec.errors import CheckpointError
-from edgec.frontends.onnx_check import first_line
+from edgec.errors import CheckpointError, first_line
 from edgec.frontends.trace_inputs import Feed
 
 # How far outputs may be from torch's, relative to the largest number of the output.

@@ -13,9 +13,8 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from edgec.checkpoint.files import exists, read_bytes, read_json_object, sha256_file
 from edgec.checkpoint.huggingface import TOKENIZER_FILES, open_huggingface
-from edgec.errors import CheckpointError, UsageError
+from edgec.errors import CheckpointError, UsageError, first_line
 from edgec.frontends.network import Network
-from edgec.frontends.onnx_check import first_line
 from edgec.frontends.quiet import quiet
 from edgec.frontends.sentence import Pooling, read_pooling
 from edgec.frontends.trace_inputs import Argument, axes_of, draw, parse_arguments, tracing_sizes

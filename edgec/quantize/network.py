@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgec.calibrate.arrays import Batch
 from edgec.calibrate.calibrators import calibrator_named
 from edgec.calibrate.observe import observe
 from edgec.calibrate.run import run
@@ -106,11 +105,11 @@ def quantize_static(
     quantized = build(placement)
     kept: dict[str, str] = {}
     few = _few(samples)
-    reference = list(run(model, _inputs(few)))
+    reference = list(run(model, few.inputs()))
 
     def cosine(candidate: ir.Model) -> float:
         try:
-            found = compare(reference, run(candidate, _inputs(few)), few, (), ports=outputs)
+            found = compare(reference, run(candidate, few.inputs()), few, (), ports=outputs)
         except RegressionError:  # it computes what is no number
             return -1.0
         return min(output.cosine for output in found.outputs)
@@ -156,7 +155,7 @@ class _Builder:
         ]
         if not (correct and self._rounding.correct_bias and names):
             return quantized
-        shifts = mean_shift(self._model, quantized, names, _inputs(self._samples))
+        shifts = mean_shift(self._model, quantized, names, self._samples.inputs())
         return self._quantize(placement, shifts)
 
     def _quantize(self, placement: Placement, shifts: Mapping[str, NDArray[np.float64]] | None) -> ir.Model:
@@ -172,7 +171,7 @@ def _find_grids(
 ) -> dict[str, Grid]:
     """Return the grid of each value that any placement of fewer nodes might round."""
     names = {*placement.groups, *placement.groups.values()}
-    histograms = observe(model, sorted(names), _inputs(samples), tick=tick)
+    histograms = observe(model, sorted(names), samples.inputs(), tick=tick)
     find = calibrator_named(rounding.range).find_range
     symmetric = rounding.grids == "signed"
     return {
@@ -204,7 +203,3 @@ def _few(samples: Samples) -> Samples:
     runs = max(1, _TRIED_SAMPLES // samples.batch)
     count = min(samples.count, runs * samples.batch)
     return replace(samples, count=count, batches=lambda: islice(samples.batches(), runs))
-
-
-def _inputs(samples: Samples) -> Iterator[Batch]:
-    return (batch for batch, _ in samples.batches())

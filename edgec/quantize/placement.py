@@ -93,14 +93,14 @@ def place(
             sites[node] = Site(str(node.name), "Gather", (), Weight(str(node.inputs[0].name), 0))  # type: ignore[union-attr]
         if node.op_type not in ANCHORS or node.domain:
             continue
-        reason = "asked for" if skip(str(node.name)) else _refusal(node)
         weight = weight_of(node)
+        reason = "asked for" if skip(str(node.name)) else _refusal(node, weight)
         if reason is None and weight is not None and axes.setdefault(weight.name, weight.axis) != weight.axis:
             reason = "its weight has scales along the other axis, for another node"
         if reason is None and node.op_type not in anchors:
             reason = "the runtime has no kernel for it that finds scales as it runs"
         if reason is None:
-            sites[node] = _anchor(node)
+            sites[node] = _anchor(node, weight)
         else:
             floats[str(node.name)] = reason
     integer = _from_integers(nodes, sites, follow, skip)
@@ -150,9 +150,9 @@ def _is_lookup(node: ir.Node) -> bool:
     return is_matrix and table.const_value.shape.numpy()[0] >= _SMALLEST_TABLE and len(table.uses()) == 1
 
 
-def _refusal(node: ir.Node) -> str | None:
+def _refusal(node: ir.Node, weight: Weight | None) -> str | None:
     """Return why an anchor cannot be int8; None where it can."""
-    if weight_of(node) is None:
+    if weight is None:
         return "its weight is no constant of its own"
     if node.inputs[0] is None or node.inputs[0].dtype not in (None, ir.DataType.FLOAT):
         return "it does not compute in float32"
@@ -167,14 +167,14 @@ def _refusal(node: ir.Node) -> str | None:
     return None
 
 
-def _anchor(node: ir.Node) -> Site:
+def _anchor(node: ir.Node, weight: Weight | None) -> Site:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     is_constant = bias is not None and bias.is_initializer() and bias.shape is not None and len(bias.shape) == 1
     return Site(
         str(node.name),
         node.op_type,
         (str(node.inputs[0].name),),  # type: ignore[union-attr]
-        weight_of(node),
+        weight,
         str(bias.name) if bias is not None and is_constant else None,
     )
 

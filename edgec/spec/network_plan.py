@@ -8,7 +8,7 @@ import msgspec
 
 from edgec.frontends.network import Port
 from edgec.spec.network_profile import NetworkBounds, NetworkWishes
-from edgec.spec.plan import Source
+from edgec.spec.plan import Source, encode_plan
 
 Grids = Literal["shifted", "signed"]
 
@@ -59,13 +59,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""
-        return hashlib.sha256(encode_network_plan(self)).hexdigest()
+        return hashlib.sha256(encode_plan(self)).hexdigest()
 
     @property
     def verify(self) -> NetworkBounds:
         return self.wishes.verify
-
-
-def encode_network_plan(plan: NetworkPlan) -> bytes:
-    """Return the plan as JSON with sorted keys, the same bytes for the same plan."""
-    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=2) + b"\n"

@@ -13,7 +13,7 @@ from edgec.frontends.network import Network
 from edgec.quantize.placement import Placement, place
 from edgec.spec.network_plan import Data, NetworkPlan
 from edgec.spec.network_profile import NetworkProfile, NetworkWishes
-from edgec.spec.plan import Source
+from edgec.spec.plan import Source, choose_backend
 from edgec.spec.target import Target
 
 
@@ -26,11 +26,7 @@ def resolve_network(
         PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
             operators that it does not have, or static activations lack their samples.
     """
-    chosen = backend or target.backends[0]
-    if chosen not in target.backends:
-        raise PlanError(
-            f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
-        )
+    chosen = choose_backend(target, backend)
     limits, wishes = get_backend(chosen).NETWORKS, profile.wishes
     _check_storage(target, profile, limits, chosen)
     _check_operators(network, limits, chosen)

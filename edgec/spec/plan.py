@@ -103,8 +103,8 @@ class Plan(msgspec.Struct, frozen=True):
         return hashlib.sha256(encode_plan(self)).hexdigest()
 
 
-def encode_plan(plan: Plan) -> bytes:
-    """Return the plan as JSON with sorted keys, the same bytes for the same plan."""
+def encode_plan(plan: msgspec.Struct) -> bytes:
+    """Return a plan as JSON with sorted keys, the same bytes for the same plan."""
     return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=2) + b"\n"
 
 
@@ -124,11 +124,7 @@ def resolve(
         PlanError: the target has no such backend, cannot compute with the profile's weights, or has too little memory.
         UsageError: the calibration text cannot be read.
     """
-    chosen = backend or target.backends[0]
-    if chosen not in target.backends:
-        raise PlanError(
-            f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
-        )
+    chosen = choose_backend(target, backend)
     limits = get_backend(chosen).LIMITS
     if chosen == "tensorrt" and (target.gpu is None or not {"tensorrt", "tensorrt_rtx"} & set(target.runtimes)):
         raise PlanError(
@@ -181,6 +177,20 @@ def resolve(
         static=_static(decoder, profile),
         transforms=profile.transforms,
     )
+
+
+def choose_backend(target: Target, wanted: str | None) -> str:
+    """Return the backend that is wanted, or the target's first one.
+
+    Raises:
+        PlanError: the target has no such backend.
+    """
+    chosen = wanted or target.backends[0]
+    if chosen not in target.backends:
+        raise PlanError(
+            f"target '{target.name}' has no backend '{chosen}'", hint=f"it has: {', '.join(target.backends)}"
+        )
+    return chosen
 
 
 def _layers(decoder: Decoder, profile: Profile) -> dict[str, MatrixStorage]:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from tiny_networks import NETWORKS, Tiny, weights
+from tiny_networks import NETWORKS, Tiny, opener, weights
 
 from edgec.backends.backend import NetworkJob, backend_of, get_backend
 from edgec.backends.network import NETWORK_FILE
@@ -44,14 +44,7 @@ DATA = Data("tiny", "0" * 64, 16, 0)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     """Return a function that gives each network once, as the frontend and fusion make it."""
-    known = {}
-
-    def get(name):
-        if name not in known:
-            known[name] = NETWORKS[name].open(tmp_path_factory.mktemp(name))[0]
-        return known[name]
-
-    return get
+    return opener(tmp_path_factory)
 
 
 def plan_of(network, backend, mode, target="x86-avx512-vnni", **wishes):

@@ -275,3 +275,15 @@ NETWORKS = {
         _floats(4, 6, 6),
     ),
 }  # fmt: skip
+
+
+def opener(tmp_path_factory):
+    """Return a function that gives each network by its name, once, as the frontend and fusion make it."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            known[name] = NETWORKS[name].open(tmp_path_factory.mktemp(name))[0]
+        return known[name]
+
+    return get

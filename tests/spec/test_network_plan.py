@@ -4,14 +4,15 @@ import dataclasses
 
 import msgspec
 import pytest
-from tiny_networks import NETWORKS
+from tiny_networks import NETWORKS, opener
 
 from edgec.backends.backend import backend_names, get_backend
 from edgec.errors import PlanError
 from edgec.spec.load import load_target
-from edgec.spec.network_plan import Data, NetworkPlan, encode_network_plan
+from edgec.spec.network_plan import Data, NetworkPlan
 from edgec.spec.network_profile import NetworkBounds, NetworkProfile, NetworkWishes
 from edgec.spec.network_resolve import count_parameters, placement_of, resolve_network
+from edgec.spec.plan import encode_plan
 
 DATA = Data("samples.npz", "1" * 64, 16, 3)
 
@@ -19,14 +20,7 @@ DATA = Data("samples.npz", "1" * 64, 16, 3)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     """Return a function that gives each network once."""
-    known = {}
-
-    def get(name):
-        if name not in known:
-            known[name] = NETWORKS[name].open(tmp_path_factory.mktemp(name))[0]
-        return known[name]
-
-    return get
+    return opener(tmp_path_factory)
 
 
 def profile(**wishes):
@@ -53,9 +47,9 @@ def test_every_default_is_resolved(opened):
 
 def test_it_is_read_back_and_has_a_hash(opened):
     plan = resolve(opened("cnn"))
-    data = encode_network_plan(plan)
+    data = encode_plan(plan)
     assert msgspec.json.decode(data, type=NetworkPlan) == plan
-    assert data == encode_network_plan(resolve(opened("cnn")))
+    assert data == encode_plan(resolve(opened("cnn")))
     assert b'"kind": "network"' in data
     others = [
         resolve(opened("cnn"), target="x86-avx2"),

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgec.backends.network import Feed, NetworkMode, check_feed, read_network_settings
+from edgec.backends.onnx_cpu.session import load
 from edgec.errors import BundleError
 
 
@@ -25,27 +25,7 @@ class OnnxCpuNetwork:
     def __init__(self, artifact: Path, mode: NetworkMode, *, threads: int | None = None) -> None:
         self.settings = read_network_settings(artifact)
         self._path = artifact / self.settings.file
-        if not self._path.is_file():
-            raise BundleError(
-                f"the artifact lacks '{self._path.name}'", where=str(artifact), hint="copy or build it again"
-            )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        model: Path | bytes = self._path
-        try:
-            if mode == "exact":
-                from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_network
-
-                model = exact_network(self._path)
-                folder = {"session.model_external_initializers_file_folder_path": str(artifact)}
-                for key, value in {**EXACT_ENTRIES, **folder}.items():
-                    options.add_session_config_entry(key, value)
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no base class of their own
-            raise BundleError(
-                f"ONNX Runtime cannot load the model: {error}", where=str(self._path), hint="copy or build it again"
-            ) from error
+        self._session = load(self._path, threads, exact=_exact if mode == "exact" else None)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """Return the outputs for named inputs; see `edgec.backends.network.NetworkSession`."""
@@ -55,3 +35,9 @@ class OnnxCpuNetwork:
             return dict(zip(names, self._session.run(names, given), strict=True))
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise BundleError(f"ONNX Runtime cannot run the model: {error}", where=str(self._path)) from error
+
+
+def _exact(path: Path) -> bytes:
+    from edgec.backends.onnx_cpu.exact import exact_network
+
+    return exact_network(path)

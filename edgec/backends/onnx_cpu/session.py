@@ -3,7 +3,7 @@
 It takes every directory that onnxruntime-genai takes: edgec's artifacts and those of onnxruntime-genai's model builder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class OnnxCpuSession:
         self.max_length = check_length(max_length, context, directory)
         all_logits = directory / ALL_LOGITS_FILE
         self._path = directory / decoder.filename if mode == "generate" or not all_logits.is_file() else all_logits
-        self._session = _load(self._path, threads, options or {}, exact=mode == "exact")
+        self._session = load(self._path, threads, options or {}, _exact if mode == "exact" else None)
         self._inputs, self._logits = decoder.inputs, decoder.outputs.logits
         self._has_positions = any(value.name == self._inputs.position_ids for value in self._session.get_inputs())
         logits = _find(self._session.get_outputs(), self._logits, self._path)
@@ -118,29 +118,48 @@ class OnnxCpuSession:
         return logits.astype(np.float32, copy=False)
 
 
-def _load(path: Path, threads: int | None, options: Mapping[str, str], *, exact: bool) -> Any:
+def load(
+    path: Path,
+    threads: int | None,
+    options: Mapping[str, str] | None = None,
+    exact: Callable[[Path], bytes] | None = None,
+) -> Any:
+    """Open a graph of an artifact in ONNX Runtime.
+
+    Args:
+        path: the graph; its weights are beside it.
+        threads: number of threads; None leaves it to ONNX Runtime.
+        options: session configuration entries.
+        exact: gives the graph's twin for proofs, which is then opened in its place.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
     if not path.is_file():
         raise BundleError(f"the artifact lacks '{path.name}'", where=str(path), hint="copy or build it again")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.intra_op_num_threads = threads or 0
-    for key, value in options.items():
-        settings.add_session_config_entry(key, value)
-    model: Path | bytes = path
-    if exact:
-        from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES, exact_model
+    entries = dict(options or {})
+    if exact is not None:
+        from edgec.backends.onnx_cpu.exact import EXACT_ENTRIES
 
-        model = exact_model(path)
-        folder = {"session.model_external_initializers_file_folder_path": str(path.parent)}
-        for key, value in {**EXACT_ENTRIES, **folder}.items():
-            settings.add_session_config_entry(key, value)
+        entries |= {**EXACT_ENTRIES, "session.model_external_initializers_file_folder_path": str(path.parent)}
+    for key, value in entries.items():
+        settings.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        return ort.InferenceSession(exact(path) if exact else path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # neither ONNX Runtime's errors nor protobuf's have a base class of their own
         raise BundleError(
             f"ONNX Runtime cannot load the model: {error}", where=str(path), hint="copy or build it again"
         ) from error
+
+
+def _exact(path: Path) -> bytes:
+    from edgec.backends.onnx_cpu.exact import exact_model
+
+    return exact_model(path)
 
 
 def _find(values: list[Any], name: str, path: Path) -> Any:

@@ -20,6 +20,7 @@ from edgec.backends.tensorrt.recipe import MODEL_FILE, Profile, Settings, write_
 from edgec.backends.tensorrt.refusal import NOT_OF_THE_GRAPH, note_nodes, refusal
 from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
 from edgec.graph.write import write_weights
+from edgec.json_file import write_json
 from edgec.quantize.scheme import Scheme
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
@@ -68,7 +69,7 @@ def write_engines(folder: Path, target: Target, shapes: tuple[Profile, ...], not
         engines = Engines(sm, on_device=False, engine=made)
     else:
         engines = _proxy(folder, shapes, sm, notes)
-    (folder / ENGINES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    write_json(folder / ENGINES_FILE, engines)
     return engines
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from edgec.backends.tensorrt.recipe import Profile
-from edgec.errors import BundleError
+from edgec.json_file import read_json
 
 ENGINES_FILE = "tensorrt.json"
 
@@ -57,13 +57,7 @@ def read_engines(artifact: Path) -> Engines:
     Raises:
         BundleError: it says nothing, or nonsense.
     """
-    path = artifact / ENGINES_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Engines)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(
-            f"the artifact's engines cannot be read: {error}", where=str(path), hint="copy or build it again"
-        ) from error
+    return read_json(artifact / ENGINES_FILE, Engines, "the artifact's engines")
 
 
 def describe(engines: Engines) -> str:

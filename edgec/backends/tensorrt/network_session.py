@@ -9,14 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgec.backends.network import Feed, NetworkMode, check_feed, read_network_settings
 from edgec.backends.tensorrt.network_floats import HALF
 from edgec.backends.tensorrt.overflow import EXTREMES, HARMLESS, refuse_overflow, watch
 from edgec.backends.tensorrt.recipe import MODEL_FILE
-from edgec.backends.tensorrt.session import SESSION_ENTRIES, unreadable, widen
+from edgec.backends.tensorrt.session import open_graph, unreadable, widen
 from edgec.errors import BundleError
 from edgec.graph.integers import without_rounding
 
@@ -36,20 +35,10 @@ class TensorRtNetwork:
     def __init__(self, artifact: Path, mode: NetworkMode, *, threads: int | None = None) -> None:
         self.settings = read_network_settings(artifact)
         self._path = artifact / MODEL_FILE
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        for key, value in SESSION_ENTRIES.items():
-            options.add_session_config_entry(key, value)
         with TemporaryDirectory(prefix="edgec-") as scratch:
             exact = _write_exact(self._path, Path(scratch)) if mode == "exact" else None
             file, self._watched = exact or (self._path, ())
-            try:
-                self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # ONNX Runtime's errors have no base class of their own
-                raise BundleError(
-                    f"ONNX Runtime cannot load the graph: {error}", where=str(self._path), hint="copy or build it again"
-                ) from error
+            self._session = open_graph(file, threads, self._path)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """Return the outputs for named inputs; see `edgec.backends.network.NetworkSession`.

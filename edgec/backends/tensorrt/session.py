@@ -111,17 +111,22 @@ def _present(past: str) -> str:
 
 
 def _load(path: Path, mode: Mode, threads: int | None) -> tuple[Any, tuple[str, ...]]:
+    with TemporaryDirectory(prefix="edgec-") as scratch:
+        file, watched = graph_for(path, mode, Path(scratch))
+        return open_graph(file, threads, path), watched
+
+
+def open_graph(file: Path, threads: int | None, path: Path) -> Any:
+    """Open a graph in ONNX Runtime, which computes Q/DQ as it stands.
+
+    Raises:
+        BundleError: it cannot be loaded; says that of `path`, which `file` was made from.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     for key, value in SESSION_ENTRIES.items():
         options.add_session_config_entry(key, value)
-    with TemporaryDirectory(prefix="edgec-") as scratch:
-        file, watched = graph_for(path, mode, Path(scratch))
-        return _open(file, options, path), watched
-
-
-def _open(file: Path, options: Any, path: Path) -> Any:
     try:
         return ort.InferenceSession(file, options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
