@@ -50,7 +50,7 @@ def observe(path: Path, model: ir.Model) -> Observation:
         CheckpointError: ONNX Runtime says that the graph contradicts itself.
     """
     try:
-        session = _session(path)
+        session = open_plain(path)
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         is_standard = not any(node.domain for node in model.graph.all_nodes())
         if is_standard and type(error).__name__ in {"Fail", "InvalidGraph"}:
@@ -103,7 +103,7 @@ def distance(model: ir.Model, observation: Observation, tolerance: float, *, int
                 hint="make room there, or set TMPDIR to another directory",
             ) from error
         try:
-            session = _session(path)
+            session = open_plain(path)
             given = [session.run(None, _fit(feed, model)) for feed in observation.feeds]
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise CheckpointError(
@@ -115,7 +115,7 @@ def distance(model: ir.Model, observation: Observation, tolerance: float, *, int
         for output, one, other in zip(model.graph.outputs, wanted, got, strict=True):
             if one is None or not (integers or _is_float(one)):
                 continue
-            apart = _apart(one, np.asarray(other))
+            apart = relative_distance(one, np.asarray(other))
             if apart > (tolerance if _is_float(one) else 0):
                 raise CheckpointError(
                     f"output '{output.name}' of the graph in canonical form is {apart:.2g} away from the file's, "
@@ -127,7 +127,7 @@ def distance(model: ir.Model, observation: Observation, tolerance: float, *, int
     return largest
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def open_plain(path: Path) -> ort.InferenceSession:
     """Open a graph so that operators run as they are written."""
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
@@ -144,7 +144,7 @@ def _attempt(session: ort.InferenceSession, feed: Feed) -> tuple[tuple[NDArray[A
     if not any(_has_numbers(np.asarray(output)) for output in once):
         return (), "the outputs hold nothing but NaN and infinities"
     pairs = [(np.asarray(one), np.asarray(other)) for one, other in zip(once, again, strict=True)]
-    return tuple(one if _apart(one, other) == 0 else None for one, other in pairs), ""
+    return tuple(one if relative_distance(one, other) == 0 else None for one, other in pairs), ""
 
 
 def _fit(feed: Feed, model: ir.Model) -> Feed:
@@ -152,7 +152,7 @@ def _fit(feed: Feed, model: ir.Model) -> Feed:
     return {name: array.astype(np.float32) if name in wide else array for name, array in feed.items()}
 
 
-def _apart(wanted: NDArray[Any], got: NDArray[Any]) -> float:
+def relative_distance(wanted: NDArray[Any], got: NDArray[Any]) -> float:
     """Return the largest difference relative to the largest number; infinite where shapes or infinities differ."""
     if wanted.shape != got.shape:
         return np.inf

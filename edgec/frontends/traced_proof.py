@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgec.errors import CheckpointError, first_line
+from edgec.frontends.onnx_proof import open_plain, relative_distance
 from edgec.frontends.trace_inputs import Feed
 
 # How far outputs may be from torch's, relative to the largest number of the output.
 TOLERANCE = 1e-4
-# Below this an output counts as zero: a difference is absolute there.
-_SMALLEST = 1e-3
-_FATAL = 4
 _EXTERNAL_BYTES = 1024
 
 
@@ -39,7 +36,7 @@ def prove(model: ir.Model, feeds: Sequence[Feed], outputs: Sequence[Sequence[NDA
         ir.save(model, path, external_data="weights", size_threshold_bytes=_EXTERNAL_BYTES)
         for given, wanted in zip(_run(path, feeds), outputs, strict=True):
             for name, one, other in zip(names, given, wanted, strict=True):
-                apart = _apart(one, other)
+                apart = relative_distance(other, one) if one.dtype == other.dtype else float("inf")
                 if not apart <= TOLERANCE:
                     raise CheckpointError(
                         f"output '{name}' of the graph is {apart:.2g} away from torch's, relative to its largest "
@@ -51,29 +48,11 @@ def prove(model: ir.Model, feeds: Sequence[Feed], outputs: Sequence[Sequence[NDA
 
 
 def _run(path: Path, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # operators as they are written
     try:
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_plain(path)
         return [[np.asarray(array) for array in session.run(None, feed)] for feed in feeds]
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         raise CheckpointError(
             f"the graph that torch wrote does not run: {first_line(error)}",
             hint="export the model to ONNX yourself and give the .onnx file",
         ) from error
-
-
-def _apart(given: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Return the largest difference relative to the largest number; infinite where other things than floats differ."""
-    if given.shape != wanted.shape or given.dtype != wanted.dtype:
-        return np.inf
-    if wanted.dtype.kind != "f":
-        return 0.0 if np.array_equal(given, wanted) else np.inf
-    finite = np.isfinite(wanted)
-    if not np.array_equal(given[~finite], wanted[~finite], equal_nan=True):
-        return np.inf
-    if not finite.any():
-        return 0.0
-    gap = np.abs(given[finite].astype(np.float64) - wanted[finite]).max()
-    return float(gap / max(np.abs(wanted[finite]).max(), _SMALLEST)) if np.isfinite(gap) else np.inf
