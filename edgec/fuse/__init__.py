@@ -20,7 +20,8 @@ from edgec.fuse.tracer import NearMisses
 __all__ = ["Fused", "Fusions", "Missed", "fuse", "rows", "rules"]
 
 _FRAMEWORK = (
-    *("emitting", "heads", "linear", "norms", "result", "rewriting", "rule", "scores", "surgery", "terms", "tracer"),
+    *("emitting", "heads", "linear", "norms", "packing", "result", "rewriting", "rule", "scores", "surgery", "terms"),
+    "tracer",
 )
 _ROUNDS = 100
 _Near = list[tuple[str, str]]

@@ -1,7 +1,7 @@
 """Gelu from the arithmetic that exporters write for it: x times the normal distribution's share below x.
 
-With the error function it is exact, with tanh an approximation, and the operator has both. For the coarser one with a
-sigmoid there is no standard operator; ONNX Runtime and OpenVINO fuse that, and x * sigmoid(x), as they load a model.
+With the error function it is exact, with tanh an approximation, and the operator has both. The coarser one with a
+sigmoid is `silu.py`'s.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", https://arxiv.org/abs/1606.08415.
 """
@@ -15,14 +15,13 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.fuse.rule import Fusion, MatchResult, Phase, Stage, other_use, scalar_of
-from edgec.fuse.terms import Product, close, maker, plus, product, scaled
+from edgec.fuse.terms import close, maker, plus, product, scaled
 
 TITLE = "Gelu from erf or tanh"
 STAGE: Stage = "canonical"
 PHASE: Phase = "fuse"
 
 _CUBE = 0.044715
-_QUICK = 1.702
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ class _Gelu(Fusion):
 
     def check(self, context: Any, y: ir.Value, **_: Any) -> MatchResult:  # noqa: ARG002
         result = MatchResult()
-        if _is_quick(y):
-            return result.fail("x * sigmoid(1.702 x) has no standard operator")
         found = _read(y)
         if found is None:
             return result.fail()
@@ -106,16 +103,6 @@ def _readings(adder: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, tuple[ir.Val
             for multiplied in (term, *scaled(term).factors):
                 node = maker(multiplied, "Mul", "Pow")
                 yield from ((x, term, (x,)) for x in (node.inputs if node is not None else ()) if x is not None)
-
-
-def _is_quick(y: ir.Value) -> bool:
-    """Return whether a value is x * sigmoid(1.702 x)."""
-    sigmoids = [node for factor in product(y).factors if (node := maker(factor, "Sigmoid")) is not None]
-    for node in sigmoids:
-        inner = scaled(node.inputs[0]) if node.inputs[0] is not None else Product(1.0, ())
-        if close(inner.number, _QUICK) and product(y, inner.factors).is_of(1.0, node.outputs[0], *inner.factors):
-            return True
-    return False
 
 
 RULES = (_Gelu.rule(),)

@@ -32,8 +32,9 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     match operation.kind:
         case "norm":
-            kind = "Simplified" if operation.name.startswith("rms") else ""
-            return Kernel(f"Skip{kind}LayerNormalization, or without the sum where there is none")
+            if not operation.name.startswith("rms"):
+                return Kernel("LayerNormalization, apart from the sum in front, which is faster")
+            return Kernel("SkipSimplifiedLayerNormalization, or without the sum where there is none")
         case "attention":
             rope = operation.attention is not None and operation.attention.rope is not None
             inside = ", rotary embedding inside" if rope else ""

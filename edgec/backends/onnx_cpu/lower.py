@@ -6,8 +6,8 @@ from edgec.backends.onnx_cpu import CONTRIB
 from edgec.backends.onnx_cpu.attention import lower_attention
 from edgec.backends.onnx_cpu.integer import lower_integer_matmuls
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
-from edgec.backends.onnx_cpu.norm import lower_norms
-from edgec.backends.onnx_cpu.pack import pack_siblings
+from edgec.fuse import fuse
+from edgec.fuse.surgery import infer_shapes
 from edgec.graph.rewrite import sweep
 
 
@@ -20,15 +20,15 @@ def lower(model: ir.Model, accuracy_level: int, *, unsigned_weights: bool = Fals
         unsigned_weights: of matmuls by int8 activations; see `edgec.backends.onnx_cpu.integer`.
     """
     lowered = model.clone()
+    infer_shapes(lowered)  # ONNX knows no shapes of the operators that follow
     graph = lowered.graph
+    graph.opset_imports[CONTRIB] = 1
     lower_integer_matmuls(graph, unsigned_weights=unsigned_weights)
     lower_matmuls(graph, accuracy_level)
     lower_gathers(graph)
-    pack_siblings(graph)
+    fuse(lowered, "onnx_cpu")
     lower_attention(graph)
-    lower_norms(graph)
     sweep(graph)
-    graph.opset_imports[CONTRIB] = 1
     for value in [v for v in graph.inputs if v.name == "position_ids" and not v.uses()]:
         graph.inputs.remove(value)
     return lowered

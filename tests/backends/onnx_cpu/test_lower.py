@@ -208,3 +208,11 @@ def test_lowering_leaves_the_canonical_graph_alone(tiny_llama, tmp_path):
     before = [(node.op_type, node.name) for node in model.graph]
     lower(model, accuracy_level=4)
     assert [(node.op_type, node.name) for node in model.graph] == before
+
+
+def test_sums_stay_apart_from_layer_norms(tmp_path):
+    save_random("gpt2", tmp_path / "gpt2", n_positions=128)
+    lowered = lower(canonical(tmp_path / "gpt2", Scheme("int8", None), tmp_path / "weights.bin"), accuracy_level=4)
+    norms = [node for node in lowered.graph if node.op_type == "LayerNormalization"]
+    assert norms
+    assert {norm.inputs[0].producer().op_type for norm in norms} == {"Sum"}

@@ -8,6 +8,7 @@ import pytest
 from onnx.shape_inference import infer_shapes
 from tiny_networks import Tiny, weights
 
+from edgec.backends.onnx_cpu.codes import kernel_codes
 from edgec.backends.onnx_cpu.network import lower_network
 
 SKIP = "SkipLayerNormalization"
@@ -81,3 +82,23 @@ def test_other_sums_and_norms_stay():
     assert [node.op_type for node in lowered.graph].count("Add") == 2
     inputs = model_of("n = LayerNormalization <axis=-1> (x, g, b) m = MatMul (n, w) a = Add (m, bw) y = MatMul (a, v)")
     assert "Sum" not in {node.op_type for node in lower_network(inputs, "float", unsigned_weights=False).graph}
+
+
+def test_weights_alone_are_packed_for_attention_whatever_the_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    codes = {name: rng.integers(-127, 128, (64, 64)).astype(np.int8) for name in ("q", "k", "v")}
+    scales = {f"{name}s": rng.uniform(0.001, 0.002, 64).astype(np.float32) for name in codes}
+    body = "".join(
+        f"{n}d = DequantizeLinear <axis=1> ({n}, {n}s) {n}m = MatMul (x, {n}d) {n}y = Add ({n}m, bw) " for n in codes
+    )
+    body += "y = Attention <q_num_heads=4, kv_num_heads=4> (qy, ky, vy)"
+    tiny = Tiny(f"(float[N, S, 64] x) => (float[N, S, 64] y) {{{body}}}", {**codes, **scales, "bw": SIZES["bw"]}, None)
+    model = ir.from_proto(infer_shapes(tiny.proto()))
+    lowered = lower_network(model, "float", unsigned_weights=False)
+    assert [node.op_type for node in lowered.graph] == ["MatMulNBits", "Split", "Attention"]
+    options = ort.SessionOptions()  # with its optimizations, ONNX Runtime would round what the weights multiply
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).standard_normal((2, 5, 64)).astype(np.float32)
+    np.testing.assert_allclose(optimized(lowered, tmp_path)[1][0], plain.run(None, {"x": x})[0], atol=1e-5)
+    assert {name for name, _ in kernel_codes(lowered.graph)} == set(codes)

@@ -1,0 +1,32 @@
+"""Queries, keys and values as one product, of which attention takes the parts; also keys and values alone.
+
+Products of a decoder's attention are written so that ONNX Runtime's kernel for it takes the wide product as it is.
+"""
+
+import onnx_ir as ir
+
+from edgec.fuse.packing import join, product_before, refusal, siblings
+from edgec.fuse.rule import Near, Phase, Stage
+
+TITLE = "Q, K and V into one product"
+STAGE: Stage = "onnx_cpu"
+PHASE: Phase = "join"
+
+_BETWEEN = (
+    *("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Add", "Mul", "Identity"),
+    *("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear"),
+)
+
+
+def apply(model: ir.Model, near: Near) -> list[str]:
+    """Join the products that an attention reads, and return the names of the wide ones."""
+    made = []
+    for graph in model.graphs():
+        for attention in [node for node in graph if node.op_type == "Attention"]:
+            products = siblings([product_before(value, _BETWEEN) for value in attention.inputs[:3]])
+            reason = refusal(products) if products else None
+            if reason:
+                near(attention, reason)
+            elif products:
+                made.append(str(join(products).name))
+    return made
