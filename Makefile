@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,9 @@ bench-quality:  ## quality of the quantized weights beside six peers; TEXT is a 
 
 bench-networks:  ## int8 of three real networks beside onnxruntime's quantize_static and NNCF; TEXT is a file to measure on
 	bash bench/networks/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
+
+bench-fusions: $(STAMP)  ## which fusions pay on which runtime
+	$(BIN)/python bench/fusions.py
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

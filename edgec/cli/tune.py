@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._console import json_option, print_json, print_table, progress, say
-from edgec.cli.plan import plan_options, resolve_plan
+from edgec.cli.plan import DECODER_PROFILE, plan_options, resolve_plan
 from edgec.errors import OutputError, RegressionError, UsageError, require
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def command(
     checkpoint: str,
     target: str,
-    profile: str,
+    profile: str | None,
     backend: str | None,
     ignore_config: tuple[str, ...],
     no_fallback: bool,
@@ -70,17 +70,25 @@ def command(
     _check_out(out)
     for package, extra in (("torch", "build"), ("onnx_ir", "build"), ("scipy", "tune"), ("matplotlib", "tune")):
         require(package, extra, load=False)
-    opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, profile, backend, ignore_config, False)
     from edgec.cli.build import evaluation_corpus
+    from edgec.frontends.source import is_network
     from edgec.spec.load import load_profile
     from edgec.tune.tune import Task, tune
 
+    if is_network(checkpoint, None):
+        raise UsageError(
+            "tune chooses storage for decoder language models, and this is another model",
+            where=checkpoint,
+            hint="`edgec build` leaves in float what hurts other models: see keep_float in docs/networks.md",
+        )
+    base = profile or DECODER_PROFILE
+    opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, base, backend, ignore_config, False)
     corpus = evaluation_corpus(opened.tokenizer_files(), plan, eval_text)
     task = Task(
         checkpoint=opened,
         decoder=decoder,
         target=device,
-        profile=load_profile(profile),
+        profile=load_profile(base),
         plan=plan,
         budget=budget,
         tokens=tokens,

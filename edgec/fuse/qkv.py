@@ -12,6 +12,7 @@ TITLE = "Q, K and V into one product"
 STAGE: Stage = "onnx_cpu"
 PHASE: Phase = "join"
 
+_WHATEVER_ROWS = ("MatMulNBits",)
 _BETWEEN = (
     *("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Add", "Mul", "Identity"),
     *("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear"),
@@ -24,7 +25,7 @@ def apply(model: ir.Model, near: Near) -> list[str]:
     for graph in model.graphs():
         for attention in [node for node in graph if node.op_type == "Attention"]:
             products = siblings([product_before(value, _BETWEEN) for value in attention.inputs[:3]])
-            reason = refusal(products) if products else None
+            reason = refusal(products, _WHATEVER_ROWS) if products else None
             if reason:
                 near(attention, reason)
             elif products:

@@ -75,7 +75,7 @@ def test_onnx_runtime_gets_the_kernels_that_the_plan_names(kind, tmp_path):
     planned = Planned(tmp_path / "source", backend="onnx_cpu")
     found = Counter(node.op_type for node in lower(planned.canonical(tmp_path), planned.plan.accuracy_level).graph)
     named = {row.kernel.split(",")[0] for row in planned.kernels.rows}
-    assert named <= set(found) | {"SkipSimplifiedLayerNormalization"}
+    assert named <= set(found)
     assert found["MatMul"] == found["Attention"] == 0
     assert found["GroupQueryAttention"] == sum(row.operation == "attention" for row in planned.kernels.rows)
 

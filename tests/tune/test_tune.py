@@ -287,3 +287,17 @@ def test_labels_of_points_that_lie_together_can_be_read():
     boxes = [text.get_window_extent() for text in axes.texts]
     assert [text.get_text() for text in axes.texts] == [label for label, _, _ in labels]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_without_a_profile_it_is_that_of_build(tmp_path):
+    options = ["--max-size", "1MB", "--candidates", "int4/32,int8", "--out", str(tmp_path / "t.toml")]
+    done = CliRunner().invoke(command, [str(STORYTELLER / "checkpoint"), *options])
+    assert isinstance(done.exception, PlanError)
+    assert "no mixture of these candidates is inside 1.00 MB" in done.exception.what
+
+
+def test_other_models_are_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    done = CliRunner().invoke(command, [str(tmp_path / "model.onnx"), "--max-size", "1MB", "--out", "t.toml"])
+    assert isinstance(done.exception, UsageError)
+    assert "decoder language models" in done.exception.what

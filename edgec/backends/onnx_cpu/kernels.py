@@ -32,9 +32,8 @@ def kernel_of(operation: Operation, plan: Plan, target: Target) -> Kernel:
     storage = operation.storage
     match operation.kind:
         case "norm":
-            if not operation.name.startswith("rms"):
-                return Kernel("LayerNormalization, apart from the sum in front, which is faster")
-            return Kernel("SkipSimplifiedLayerNormalization, or without the sum where there is none")
+            kind = "RMS" if operation.name.startswith("rms") else "Layer"
+            return Kernel(f"{kind}Normalization, apart from the sum in front of it, which is faster")
         case "attention":
             rope = operation.attention is not None and operation.attention.rope is not None
             inside = ", rotary embedding inside" if rope else ""

@@ -124,8 +124,8 @@ def test_operators_are_the_fused_ones(tiny_llama, tmp_path):
     assert count["MatMulNBits"] == 3 * 4 + 1
     assert count["GroupQueryAttention"] == 3
     assert count["GatherBlockQuantized"] == 1
-    assert count["SkipSimplifiedLayerNormalization"] == 6
-    assert count["Add"] == count["Attention"] == count["DequantizeLinear"] == count["RotaryEmbedding"] == 0
+    assert count["RMSNormalization"] == 7
+    assert count["Attention"] == count["DequantizeLinear"] == count["RotaryEmbedding"] == 0
     assert [v.name for v in lowered.graph.inputs][:2] == ["input_ids", "attention_mask"]
 
 
