@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import torch
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
+from edgec.build_prune import Left, evidence, pruning_of, race, shrink
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
 from edgec.calibrate.cache import cache_dir, key
@@ -39,7 +41,6 @@ from edgec.quantize.cache import cached, quantize_cache
 from edgec.quantize.results import Results
 from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms import ROTATION
-from edgec.quantize.transforms.quarot import emit_turned, turned
 from edgec.quantize.weights import needs_stats, quantize_weights
 from edgec.report.model import Blame, EvaluationText, Report, Stage, Verification
 from edgec.report.page import page
@@ -64,6 +65,7 @@ def build(
     *,
     corpus: Corpus | None,
     say: Say,
+    ignored: frozenset[str] = frozenset(),
 ) -> Report:
     """Build, verify and measure the bundle `out`; it appears whole, or not at all.
 
@@ -75,6 +77,7 @@ def build(
         out: the directory to make.
         corpus: the text to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
         say: told of each stage.
+        ignored: keys of config.json that the user declared harmless.
 
     Returns:
         The report, also when its verification failed: the bundle is then written too, for a look at it.
@@ -92,15 +95,17 @@ def build(
         artifact.mkdir()
         with stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
-            source = emit_turned(decoder, checkpoint, plan.context_length, ())
-            canonical = emit_turned(decoder, checkpoint, plan.context_length, plan.transforms)
-        results = None
+            left = dense = Left(checkpoint, decoder, None)
+        if dataset is not None and plan.slim is not None:
+            with stage(stages, "prune"):
+                left = shrink(dense, plan, dataset.windows, ignored, say("prune", 0))
+        canonical, results = left.graph(plan), None
         if dataset is not None and _is_calibrated(plan):
             with stage(stages, "calibrate"):
-                results = _calibrate(canonical, decoder, dataset, plan, say("calibrate", 0))
+                results = _calibrate(canonical, left, dataset, plan, say("calibrate", 0))
                 results.put_floats(canonical)
         with stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
-            tick = say("quantize", _count_weights(decoder))
+            tick = say("quantize", _count_weights(left.decoder))
             known = results.codes if results else lambda _: None
             quantize_weights(canonical, lambda value, _: plan.storage_of(matrix_name(value)), store, tick, known)
         shipped = canonical
@@ -109,19 +114,24 @@ def build(
                 shipped = _with_ranges(canonical, plan, dataset, scratch, say)
         with stage(stages, "compile"):
             tick = say("compile", 0)
-            job = Job(shipped, decoder, plan, target, checkpoint.config, tokenizer_files)
+            job = Job(shipped, left.decoder, plan, target, left.checkpoint.config, tokenizer_files)
             remarks = backend.compile_decoder(job, artifact, tick)
         (folder / PLAN).write_bytes(encode_plan(plan))
-        verification = latency = None
+        verification = latency = pruning = None
         not_run = backend.not_run(artifact)
         if corpus is not None:
             with stage(stages, "verify"):
-                verification = _verify(
-                    source, decoder, canonical, shipped, backend, plan, corpus, scratch, artifact, say
-                )
-        if corpus is not None and not_run is None:
+                graphs = _Graphs(dense.graph(plan, ()), left.graph(plan), canonical, shipped)
+                verification = _verify(graphs, backend, plan, corpus, scratch, artifact, say)
+        runs = corpus is not None and not_run is None
+        if runs:
             with stage(stages, "measure"):
                 latency = _measure(backend, artifact, plan, say)
+        if plan.slim is not None or plan.sparse is not None:
+            with stage(stages, "compare with dense"):
+                pruning = evidence(dense, left, canonical, target, plan)
+                if runs and not _has_ranges(plan):
+                    pruning = msgspec.structs.replace(pruning, measured=race(dense, target, plan, artifact, scratch))
         _remove_scratch(scratch)
         report = Report(
             edgec=__version__,
@@ -134,6 +144,7 @@ def build(
             not_run=not_run,
             remarks=(*(dataset.remarks if dataset else ()), *(results.remarks if results else ()), *remarks),
             environment=fingerprint(),
+            pruning=pruning,
         )
         finish(folder, report, page(plan, report), plan.source.files, (*_WRITERS, *backend.PACKAGES))
     return report
@@ -166,7 +177,7 @@ def _count_weights(decoder: Decoder) -> int:
 def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | None) -> Dataset | None:
     """Return what to calibrate on, None where algorithms look at weights alone."""
     text = plan.calibration
-    if text is None or not (_has_ranges(plan) or _is_calibrated(plan)):
+    if text is None or not (_has_ranges(plan) or _is_calibrated(plan) or plan.slim is not None):
         return None
     if text.device == "cuda" and _is_calibrated(plan) and not torch.cuda.is_available():
         raise PlanError(
@@ -184,20 +195,21 @@ def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | Non
 
 
 def _is_calibrated(plan: Plan) -> bool:
-    """Say whether the weights are quantized better after calibration."""
-    return bool(_scalings(plan)) or any(map(needs_stats, plan.storages()))
+    """Say whether the weights are pruned, or quantized better, after calibration."""
+    return plan.sparse is not None or bool(_scalings(plan)) or any(map(needs_stats, plan.storages()))
 
 
 def _scalings(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in plan.transforms if name != ROTATION)
 
 
-def _calibrate(model: ir.Model, decoder: Decoder, dataset: Dataset, plan: Plan, tick: Tick) -> Results:
-    """Quantize the weights with what the text shows; what is on disk already is not done again."""
+def _calibrate(model: ir.Model, left: Left, dataset: Dataset, plan: Plan, tick: Tick) -> Results:
+    """Prune and quantize the weights with what the text shows; what is on disk already is not done again."""
     assert plan.calibration is not None
     files = (part for file in plan.source.files.items() for part in file)
-    source = key(*files, repr(decoder), str(ROTATION in plan.transforms))
-    recipe = Recipe(source, plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps)
+    source = key(*files, repr(left.decoder), repr(left.keep), str(ROTATION in plan.transforms))
+    pruning = pruning_of(model, plan, dataset.windows, tick)
+    recipe = Recipe(source, plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps, pruning)
     return quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick)
 
 
@@ -224,11 +236,17 @@ def _with_ranges(canonical: ir.Model, plan: Plan, dataset: Dataset, scratch: Pat
     return shipped
 
 
+class _Graphs(NamedTuple):
+    """The model as it came, what is left of it, the same quantized, and with rounded activations and cache."""
+
+    source: ir.Model
+    floats: ir.Model
+    canonical: ir.Model
+    shipped: ir.Model
+
+
 def _verify(
-    source: ir.Model,
-    decoder: Decoder,
-    canonical: ir.Model,
-    shipped: ir.Model,
+    graphs: _Graphs,
     backend: Backend,
     plan: Plan,
     corpus: Corpus,
@@ -237,20 +255,19 @@ def _verify(
     say: Say,
 ) -> Verification:
     windows, length = corpus.windows, corpus.windows.shape[1]
-    quantized = Streamed(cut(canonical), scratch)
-    original = Streamed(cut(source), scratch)
+    quantized = Streamed(cut(graphs.canonical), scratch)
+    original = Streamed(cut(graphs.source), scratch)
     tick = say("verify", len(original.blocks) + len(windows))
 
     open_session = partial(backend.open_session, artifact, max_length=length)
-    integers = check_integers(shipped, backend.read_codes(artifact), backend.read_scales(artifact))
+    integers = check_integers(graphs.shipped, backend.read_codes(artifact), backend.read_scales(artifact))
     exact = check_exact(partial(open_session, "exact"), quantized, windows[0], plan.verify.max_logit_error)
     found = compare(original, partial(open_session, "evaluate"), windows, tick)
     failures = broken_bounds(integers, exact, found, plan.verify)
     guilty: tuple[Blame, ...] = ()
     if failures:
-        # Blocks of a rotated model fit those of a rotated source.
-        rotated = Streamed(cut(turned(source, decoder, plan.transforms)), scratch)
-        guilty = blame(rotated, cut(shipped), windows, say("find the cause", 8))
+        # Blocks of a rotated or slimmer model fit those of its own floats.
+        guilty = blame(Streamed(cut(graphs.floats), scratch), cut(graphs.shipped), windows, say("find the cause", 8))
     return Verification(integers, exact, found, failures, guilty)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgec.errors import OutputError
 
 # Other code, other results.
-_PACKAGES = ("calibrate", "checkpoint", "frontends", "graph", "quantize")
+_PACKAGES = ("calibrate", "checkpoint", "frontends", "graph", "quantize", "prune")
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -25,9 +25,7 @@ _EXPLAINS = 0.1
 @_network.source_options
 @_network.data_option
 @click.option("--eval-data", metavar="PATH", help="Samples to measure a network on.  [default: text, if it takes it]")
-@click.option(
-    "--metric", "metrics", multiple=True, metavar="NAME", help="What to measure of a network, such as top1; repeatable."
-)
+@_network.metric_option
 @click.option("--out", "-o", type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
 @click.option("--eval-text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure quality on.")
 @click.option("--no-verify", is_flag=True, help="Skip verification and measurement; the report says so.")
@@ -61,10 +59,19 @@ def command(
     from edgec.frontends.source import NetworkOptions, is_network
 
     if is_network(checkpoint, task):
+        _network.refuse(
+            "is for decoder language models", eval_text=eval_text, ignore_config=ignore_config, no_fallback=no_fallback
+        )
+        if no_verify:
+            _network.refuse("measures nothing with --no-verify", metric=metrics)
         options = NetworkOptions(task, inputs, state, fixed)
         found = _network.resolve(checkpoint, target, profile or _network.PROFILE, backend, options, calibration_data)
         _build_network(found, checkpoint, out, eval_data, metrics, verify=not no_verify, as_json=as_json)
         return
+    _network.refuse(
+        "is for other models than decoder language models", calibration_data=calibration_data, eval_data=eval_data,
+        metric=metrics, input=inputs, state=state, fix=fixed,
+    )  # fmt: skip
     opened, decoder, device, plan, kernels = resolve_plan(
         checkpoint, target, profile or DECODER_PROFILE, backend, ignore_config, no_fallback
     )
@@ -77,7 +84,10 @@ def command(
     from edgec.build import build
 
     with progress() as bar:
-        report = build(opened, decoder, device, plan, bundle, corpus=corpus, say=_announcer(bar))
+        report = build(
+            opened, decoder, device, plan, bundle,
+            corpus=corpus, say=_announcer(bar), ignored=frozenset(ignore_config),
+        )  # fmt: skip
     if as_json:
         print_json({"bundle": bundle, "plan": plan, "report": report})
     else:
@@ -89,7 +99,7 @@ def command(
         raise RegressionError(
             "the bundle was built, but is outside its profile's bounds: " + "; ".join(report.verification.failures),
             where=str(bundle),
-            hint=_advice(report.verification),
+            hint=_advice(plan, report.verification),
         )
 
 
@@ -139,7 +149,9 @@ def _announcer(bar: Any) -> Callable[[str, int], Callable[[str], object]]:
     return announce
 
 
-def _advice(verification: "Verification") -> str:
+def _advice(plan: "Plan", verification: "Verification") -> str:
+    if plan.slim is not None or plan.sparse is not None:
+        return "remove less, or other parts, or train what is left (`edgec prune` writes it as a checkpoint)"
     worst = verification.blame[0]
     if worst.mean_kl < _EXPLAINS * verification.shipped.mean_kl:
         return "no weights explain it: the runtime's own activations or cache cost this; allow for it in the profile"
@@ -171,7 +183,7 @@ def _integers(found: "Integers") -> str:
 
 
 def _show(plan: "Plan", report: "Report") -> None:
-    from edgec.report.page import storage_rows
+    from edgec.report.page import prediction_rows, storage_rows
 
     size = sum(report.size_bytes.values())
     rows = [
@@ -196,6 +208,10 @@ def _show(plan: "Plan", report: "Report") -> None:
             ("KL divergence", f"{shipped.mean_kl:.5f} +- {shipped.mean_kl_se:.5f} nats"),
             ("top-1 agreement", f"{100 * shipped.top1_agreement:.2f} +- {100 * shipped.top1_agreement_se:.2f} %"),
         ]
+    if report.pruning is not None:
+        rows += prediction_rows(report.pruning.predicted, report.pruning.measured)
+        if (zeros := report.pruning.zeros) is not None:
+            rows.append(("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}"))
     if report.latency is not None:
         latency = report.latency
         speed = f"first token {latency.ttft_ms:.1f} ms, decode {latency.decode_tokens_per_s:.1f} tokens/s"

@@ -50,13 +50,14 @@ def resolve_plan(
     from edgec.spec.load import load_profile, load_target
     from edgec.spec.plan import resolve
     from edgec.spec.preflight import preflight, refuse_fallbacks
+    from edgec.spec.prune_plan import left_of
 
     device, wishes = load_target(target), load_profile(profile)
-    checkpoint = open_checkpoint(source)
-    decoder = describe(checkpoint, frozenset(ignore_config))
+    checkpoint, ignored = open_checkpoint(source), frozenset(ignore_config)
+    decoder = describe(checkpoint, ignored)
     check_tensors(decoder, checkpoint)
-    plan = resolve(checkpoint, decoder, device, wishes, backend)
-    kernels = preflight(decoder, plan, device)
+    plan = resolve(checkpoint, decoder, device, wishes, backend, ignored)
+    kernels = preflight(left_of(checkpoint, decoder, plan.slim, ignored), plan, device)
     if no_fallback:
         refuse_fallbacks(kernels)
     return checkpoint, decoder, device, plan, kernels
@@ -88,6 +89,7 @@ def command(
     from edgec.frontends.source import NetworkOptions, is_network
 
     if is_network(checkpoint, task):
+        _network.refuse("is for decoder language models", ignore_config=ignore_config, no_fallback=no_fallback)
         options = NetworkOptions(task, inputs, state, fixed)
         found = _network.resolve(checkpoint, target, profile or _network.PROFILE, backend, options, calibration_data)
         if as_json:
@@ -95,15 +97,51 @@ def command(
         else:
             _network.show_plan(found)
         return
-    _, _, device, plan, kernels = resolve_plan(
+    _network.refuse(
+        "is for other models than decoder language models", calibration_data=calibration_data,
+        input=inputs, state=state, fix=fixed,
+    )  # fmt: skip
+    opened, decoder, device, plan, kernels = resolve_plan(
         checkpoint, target, profile or DECODER_PROFILE, backend, ignore_config, no_fallback
     )
+    pruning = _pruning(opened, decoder, device, plan, frozenset(ignore_config))
     if as_json:
-        print_json({"plan": plan, "preflight": kernels})
+        print_json({"plan": plan, "preflight": kernels, **({"pruning": pruning} if pruning else {})})
         return
     print_table(("", ""), [*_plan_rows(plan, Path(checkpoint).name), *_memory_rows(plan, device)])
     print_table(("where", "operation", "kernel", "MiB/token"), _kernel_rows(kernels))
-    print_table(("", ""), _cost_rows(kernels))
+    print_table(("", ""), [*_cost_rows(kernels), *_pruning_rows(pruning)])
+
+
+def _pruning(
+    checkpoint: "Checkpoint", decoder: "Decoder", target: "Target", plan: "Plan", ignored: frozenset[str]
+) -> "dict[str, Any] | None":
+    """Return what pruning will give, and what comes of its zeros; None where nothing is pruned."""
+    from edgec.spec.exploit import eligible, what_of_zeros
+    from edgec.spec.prediction import predict
+    from edgec.spec.prune_plan import left_of
+
+    if plan.slim is None and plan.sparse is None:
+        return None
+    left = left_of(checkpoint, decoder, plan.slim, ignored)
+    found: dict[str, Any] = {"predicted": predict(decoder, left, plan, target)}
+    if plan.sparse is not None:
+        sparse = eligible(left, plan, target)
+        found |= {"sparse_kernels": sparse, "zeros": what_of_zeros(plan, target, len(sparse))}
+    return found
+
+
+def _pruning_rows(found: "dict[str, Any] | None") -> list[tuple[str, str]]:
+    from edgec.report.page import prediction_rows
+    from edgec.spec.layers import describe_matrices
+
+    if found is None:
+        return []
+    rows = prediction_rows(found["predicted"])
+    if "zeros" in found:
+        rows.append(("zeros", found["zeros"]))
+        rows += [("sparse kernels", describe_matrices(found["sparse_kernels"]))] if found["sparse_kernels"] else []
+    return rows
 
 
 def _plan_rows(plan: "Plan", name: str) -> list[tuple[str, str]]:

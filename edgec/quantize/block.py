@@ -1,7 +1,7 @@
-"""Quantize the matrices of one block, each group with the inputs that those before it give."""
+"""Prune and quantize the matrices of one block, each group with the inputs that those before it give."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -9,6 +9,8 @@ from edgec.calibrate.flow import Flow, measure
 from edgec.calibrate.stats import Stats
 from edgec.errors import CheckpointError
 from edgec.graph.torch_run import TorchBlock
+from edgec.prune.methods import masked, method_of, sparsegpt
+from edgec.prune.pattern import Pattern
 from edgec.quantize.algorithms import algorithm_of, autoround, gptq
 from edgec.quantize.fold import divide, find_fold
 from edgec.quantize.matrix import Matrix, by_input
@@ -24,6 +26,19 @@ Storage = Scheme | str
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """What becomes 0 before rounding.
+
+    Args:
+        method: a file in edgec/prune/methods.
+        patterns: matrix -> which share of it, by the names of nodes; other matrices stay dense.
+    """
+
+    method: str = "magnitude"
+    patterns: Mapping[str, Pattern] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to do with a model.
 
@@ -33,6 +48,7 @@ class Recipe:
         scalings: transforms that are applied to each block before rounding, in order.
         device: where blocks run and algorithms work.
         steps: of `autoround`, for each block.
+        pruning: what becomes 0 before rounding.
     """
 
     source: str
@@ -40,6 +56,7 @@ class Recipe:
     scalings: tuple[str, ...] = ()
     device: str = "cpu"
     steps: int = 200
+    pruning: Pruning = Pruning()
 
 
 class BlockWork:
@@ -48,7 +65,7 @@ class BlockWork:
     Args:
         runner: the block.
         floats: its weights.
-        mine: the matrices to quantize.
+        mine: the matrices.
         flow: its inputs, as the quantized blocks before it give them.
         recipe: what to do.
         shared: weights that other blocks read too.
@@ -71,56 +88,84 @@ class BlockWork:
         self.weights = dict(floats)
         storages = {m.weight: recipe.storage_of(m.node) for m in mine}
         self.schemes = {name: storage for name, storage in storages.items() if isinstance(storage, Scheme)}
-        self.mine = [m for m in mine if m.weight in self.schemes]
+        self.patterns = {m.weight: recipe.pruning.patterns[m.node] for m in mine if m.node in recipe.pruning.patterns}
+        self.method = method_of(recipe.pruning.method)
+        self.mine = [m for m in mine if m.weight in self.schemes or m.weight in self.patterns]
         self.readers = by_input(list(mine))
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.keep: dict[str, Tensor] = {}
         self.starts: list[autoround.Start] = []
 
     def quantize(self, reference: Flow | None) -> BlockResult:
-        """Scale, round each group of matrices that share their input, and tune what wants the whole block.
+        """Scale, prune and round each group of matrices that share their input, tune what wants the whole block.
 
         Args:
             reference: the block's inputs in the float model, to tune its outputs to; None leaves that out.
 
         Raises:
-            CheckpointError: the block computes something that is not finite, or an algorithm cannot quantize a matrix.
+            CheckpointError: the block computes something that is not finite, or a matrix cannot be pruned or quantized.
         """
         groups = by_input(self.mine)
         remarks = [remark for name in self.recipe.scalings for remark in self.scale(name, groups)]
-        scaled = {name: w for name, w in self.weights.items() if w is not self.floats[name]}
         for table in (m for m in self.mine if m.input is None):
-            self.round_off(table, None)
+            self.change(table, None)
         for name, members in groups.items():
             # Inputs of later matrices in a block come from the earlier ones as they are quantized.
             stats = self.stats(name, members)
             for m in members:
-                self.round_off(m, stats)
+                self.change(m, stats)
         if self.starts and reference is not None:
             targets = reference.outputs(self.runner, self.floats)
             tuned = autoround.tune_block(self.runner, self.weights, self.starts, self.flow, targets, self.recipe.steps)
             for m, _, _ in self.starts:
-                self.put(m, tuned[m.weight])
-        changed = {name: w for name, w in scaled.items() if name not in self.tensors}
+                self.put(m, self.zeroed(m, tuned[m.weight]))
+        changed = {
+            name: w for name, w in self.weights.items() if w is not self.floats[name] and name not in self.tensors
+        }
         return BlockResult(self.tensors, changed, tuple(remarks))
 
     def stats(self, name: str, members: Sequence[Matrix]) -> Stats:
-        needs = {algorithm_of(self.schemes[m.weight]).NEEDS for m in members if not m.rows_first}
-        hessian = bool(needs & {"hessian", "block"})
+        needs = {algorithm_of(self.schemes[m.weight]).NEEDS for m in members if m.weight in self.schemes}
+        needs |= {self.method.NEEDS for m in members if m.weight in self.patterns}
+        hessian = bool(needs & {"hessian", "block"}) and not members[0].rows_first
         stats = measure(self.flow, self.runner, self.weights, [name], hessian=hessian)[name]
         if members[0].rows_first:
             return Stats(_importance_of_table(self.weights[members[0].weight], stats.importance))
         return stats
 
-    def round_off(self, m: Matrix, stats: Stats | None) -> None:
-        scheme, rows = self.schemes[m.weight], m.turn(self.weights[m.weight])
-        algorithm = algorithm_of(scheme)
+    def change(self, m: Matrix, stats: Stats | None) -> None:
+        """Prune and round a matrix."""
+        rows, scheme, pattern = m.turn(self.weights[m.weight]), self.schemes.get(m.weight), self.patterns.get(m.weight)
         try:
-            tensor = algorithm.quantize(rows, stats, scheme)
+            if pattern is not None and scheme is not None and self.in_one_pass(scheme):
+                tensor, _ = sparsegpt.prune_and_quantize(rows, stats, pattern, scheme)
+                self.put(m, tensor)
+                return
+            if pattern is not None:
+                pruned = self.method.prune(rows, stats, pattern)
+                rows, self.keep[m.weight] = pruned.weight, pruned.keep
+                self.weights[m.weight] = m.turn(rows)
+            if scheme is not None:
+                self.round_off(m, rows, stats, scheme)
         except ValueError as error:
-            raise CheckpointError(f"{scheme.algorithm} cannot quantize this matrix: {error}", where=m.node) from error
+            steps = [f"pruned to {pattern}"] * (pattern is not None)
+            steps += [f"quantized by {scheme.algorithm}"] if scheme is not None else []
+            raise CheckpointError(f"a matrix cannot be {' and '.join(steps)}: {error}", where=m.node) from error
+
+    def in_one_pass(self, scheme: Scheme) -> bool:
+        """Say whether pruning and rounding make up for each other's errors."""
+        return self.method is method_of("sparsegpt") and algorithm_of(scheme) is gptq
+
+    def round_off(self, m: Matrix, rows: Tensor, stats: Stats | None, scheme: Scheme) -> None:
+        algorithm = algorithm_of(scheme)
+        tensor = algorithm.quantize(rows, stats, scheme)
         if algorithm.NEEDS == "block" and m.input is not None and not m.rows_first:
             self.starts.append((m, gptq.compensated(rows, stats, tensor), tensor))
-        self.put(m, tensor)
+        self.put(m, self.zeroed(m, tensor))
+
+    def zeroed(self, m: Matrix, tensor: QuantizedTensor) -> QuantizedTensor:
+        """Return a matrix that is 0 where it was pruned, also if rounding made up for something there."""
+        return masked(tensor, self.keep[m.weight]) if m.weight in self.keep else tensor
 
     def put(self, m: Matrix, tensor: QuantizedTensor) -> None:
         self.tensors[m.weight] = tensor

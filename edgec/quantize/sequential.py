@@ -1,4 +1,4 @@
-"""Quantize a model block by block, each with the inputs that the quantized blocks before it give.
+"""Prune and quantize a model block by block, each with the inputs that the quantized blocks before it give.
 
 Memory is bounded by the weights of one block and of the next, which are read meanwhile (four copies in float32,
 thirteen with `autoround`), the Hessian of its widest matrix (six copies, inputs x inputs), what 4096 tokens (four
@@ -105,12 +105,13 @@ def _keys(
 ) -> list[str]:
     """Return a name for the result of each block: it depends on the block and on all that came before it."""
     text = cache.key(str(windows.shape), np.ascontiguousarray(windows, "<i8").tobytes())
-    how = (" ".join(recipe.scalings), recipe.device, str(recipe.steps))
+    how = (" ".join(recipe.scalings), recipe.device, str(recipe.steps), recipe.pruning.method)
     # numpy does not promise to keep the random numbers that rotations are made of.
     chain = cache.key(cache.code_key(), torch.__version__, np.__version__, recipe.source, text, *how)
     keys = []
     for block in blocks:
         storages = {m.node: recipe.storage_of(m.node) for m in found[block.name]}
-        chain = cache.key(chain, block.name, msgspec.json.encode(storages, order="sorted"))
+        patterns = {m.node: recipe.pruning.patterns.get(m.node) for m in found[block.name]}
+        chain = cache.key(chain, block.name, msgspec.json.encode((storages, patterns), order="sorted"))
         keys.append(chain)
     return keys

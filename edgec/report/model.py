@@ -4,6 +4,7 @@ import msgspec
 
 from edgec.evaluate.divergence import Divergence
 from edgec.measure.latency import DecoderLatency
+from edgec.spec.prediction import Prediction
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -74,6 +75,55 @@ class Verification(msgspec.Struct, frozen=True):
     blame: tuple[Blame, ...] = ()
 
 
+class Zeros(msgspec.Struct, frozen=True):
+    """The zeros among the weights of the canonical graph.
+
+    Args:
+        matrices: that were to become sparse.
+        share: of their weights that are 0.
+        runtime: what the target's runtime makes of them.
+    """
+
+    matrices: int
+    share: float
+    runtime: str
+
+
+class AgainstDense(msgspec.Struct, frozen=True):
+    """The artifact beside one of the dense model that is stored alike, measured in turn.
+
+    Args:
+        size_bytes: of the artifact's files.
+        dense_size_bytes: of those of the dense one.
+        speed: decoded tokens per second over those of the dense one: median over pairs of runs.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        dense_decode_tokens_per_s: of the dense one.
+    """
+
+    size_bytes: int
+    dense_size_bytes: int
+    speed: float
+    low: float
+    high: float
+    dense_decode_tokens_per_s: float
+
+
+class Pruning(msgspec.Struct, frozen=True):
+    """What pruning was to give, and what it gave.
+
+    Args:
+        predicted: by the plan.
+        zeros: None where none were wanted.
+        measured: None where it was not: without a text to measure on, where the artifact does not run here, and where
+            activations or cache have calibrated scales, which the dense model would need its own of.
+    """
+
+    predicted: Prediction
+    zeros: Zeros | None
+    measured: AgainstDense | None
+
+
 class Report(msgspec.Struct, frozen=True):
     """The evidence that a bundle carries; None where something was not measured, which the page then says.
 
@@ -82,6 +132,7 @@ class Report(msgspec.Struct, frozen=True):
         environment: the machine and the versions that measured.
         remarks: what the artifact or its calibration lacks, and why.
         not_run: why the artifact itself was not run here, and what was run instead; None where it was.
+        pruning: None where nothing was pruned.
     """
 
     edgec: str
@@ -94,3 +145,4 @@ class Report(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     not_run: str | None = None
     remarks: tuple[str, ...] = ()
+    pruning: Pruning | None = None

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 
 from edgec.quantize.scheme import Scheme
-from edgec.report.model import Integers, Report
+from edgec.report.model import AgainstDense, Integers, Report
 from edgec.spec.layers import describe_matrices
 from edgec.spec.operation import Storage
 from edgec.spec.plan import Plan
+from edgec.spec.prediction import Prediction
 
 _MIB = 2**20
 
 
 def page(plan: Plan, report: Report) -> str:
     """Return report.md."""
-    sections = [_head(plan, report), _quality(report), _speed(report), _size(report), _build(report)]
+    sections = [
+        _head(plan, report), _quality(report), _speed(report), _pruning(report), _size(report), _build(report)
+    ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -32,10 +35,59 @@ def storage_rows(plan: Plan) -> list[tuple[str, str]]:
     for name, matrix in plan.layers.items():
         matrices.setdefault(matrix.storage, []).append(name)
     return [
+        *pruning_rows(plan),
         ("layers", describe_storage(plan.weights)),
         *(("except", f"{describe_storage(how)}: {describe_matrices(names)}") for how, names in matrices.items()),
         ("embedding, output matrix", describe_storage(plan.embedding)),
         *([("before rounding", ", ".join(plan.transforms))] if plan.transforms else []),
+    ]
+
+
+def pruning_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return (what, how) for what a plan prunes."""
+    rows = []
+    if plan.slim is not None:
+        sizes, by = plan.slim.sizes, _IMPORTANCE[plan.slim.importance]
+        widths = f"{sizes.mlp} units in each MLP, {sizes.groups} groups of heads, {sizes.hidden} dimensions"
+        rows += [("stays", f"{plan.slim.parameters / 1e6:.1f} M parameters: {sizes.layers} layers, {widths}; by {by}")]
+    if plan.sparse is not None:
+        spread = "" if plan.sparse.allocation == "uniform" else f", spread by {plan.sparse.allocation}"
+        what = f"{plan.sparse.pattern} by {plan.sparse.method}{spread}"
+        rows += [
+            (
+                "weights that stay" if ":" in plan.sparse.pattern else "zeros",
+                f"{what}: {describe_matrices(plan.sparse.matrices)}",
+            )
+        ]
+    return rows
+
+
+_IMPORTANCE = {
+    "magnitude": "size of their weights",
+    "activation": "size of what they give",
+    "wanda": "what they give times the weights that read it",
+    "taylor": "what the loss would lose (Taylor)",
+}
+
+
+def prediction_rows(predicted: Prediction, measured: AgainstDense | None = None) -> list[tuple[str, str]]:
+    """Return (what, dense to pruned) of a prediction, with what was measured beside it."""
+    before, after = predicted.dense, predicted.pruned
+    size = f"{before.weight_bytes / _MIB:.1f} -> {after.weight_bytes / _MIB:.1f} MiB"
+    speed = f"{predicted.speed:.2f} times that of the dense model"
+    if measured is not None:
+        found = f"{measured.dense_size_bytes / _MIB:.1f} -> {measured.size_bytes / _MIB:.1f} MiB"
+        size += f" predicted, {found} measured with all files"
+        speed += f" predicted, {measured.speed:.2f} ({measured.low:.2f} to {measured.high:.2f}) measured"
+    return [
+        ("parameters", f"{before.parameters / 1e6:.1f} -> {after.parameters / 1e6:.1f} M"),
+        ("weights", size),
+        (
+            "operations for a token",
+            f"{before.operations_per_token / 1e6:.0f} -> {after.operations_per_token / 1e6:.0f} M",
+        ),
+        ("memory read for a token", f"{before.bytes_per_token / _MIB:.1f} -> {after.bytes_per_token / _MIB:.1f} MiB"),
+        ("speed of decoding", speed),
     ]
 
 
@@ -140,6 +192,20 @@ def _speed(report: Report) -> str:
     ]
     machine = report.environment.get("cpu_model", "unknown CPU")
     return "## Speed\n\n" + f"On the build machine ({machine}).\n\n" + table(("", ""), rows)
+
+
+def _pruning(report: Report) -> str:
+    if report.pruning is None:
+        return ""
+    rows = prediction_rows(report.pruning.predicted, report.pruning.measured)
+    if (zeros := report.pruning.zeros) is not None:
+        rows += [("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}")]
+    dense = (
+        "Beside the dense model, stored alike, rounded to nearest and run in turn"
+        if report.pruning.measured
+        else "Beside the dense model, stored alike; predicted, not measured"
+    )
+    return f"## Pruning\n\n{dense}.\n\n" + table(("", ""), rows)
 
 
 def _size(report: Report) -> str:

@@ -22,6 +22,7 @@ from edgec.spec.load import list_profiles
 from edgec.spec.memory import Estimate, estimate, usable_bytes
 from edgec.spec.operation import Storage, StorageOf, operations
 from edgec.spec.profile import Calibration, Profile, Verify
+from edgec.spec.prune_plan import SlimPlan, SparsePlan, resolve_slim, resolve_sparse
 from edgec.spec.target import Target
 
 
@@ -67,6 +68,8 @@ class Plan(msgspec.Struct, frozen=True):
         kv_cache: "float" or "int8".
         context_length: tokens that the artifact takes.
         calibration: the text for algorithms that take one, or None.
+        slim: what stays of the model; all else here is about that. None if all does.
+        sparse: the weights that become 0, or None.
     """
 
     edgec: str
@@ -85,6 +88,8 @@ class Plan(msgspec.Struct, frozen=True):
     layers: dict[str, MatrixStorage] = {}
     static: StaticActivations | None = None
     transforms: tuple[str, ...] = ()
+    slim: SlimPlan | None = None
+    sparse: SparsePlan | None = None
 
     def storage_of(self, matrix: str) -> Storage:
         """Return the storage of a matrix by the name of its node in the graph, such as `layers.7.mlp.down`."""
@@ -109,7 +114,12 @@ def encode_plan(plan: msgspec.Struct) -> bytes:
 
 
 def resolve(
-    checkpoint: Checkpoint, decoder: Decoder, target: Target, profile: Profile, backend: str | None = None
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    target: Target,
+    profile: Profile,
+    backend: str | None = None,
+    ignored: frozenset[str] = frozenset(),
 ) -> Plan:
     """Return the plan, checked against the target.
 
@@ -119,9 +129,11 @@ def resolve(
         target: the device.
         profile: the wishes.
         backend: one of the target's backends; its first one by default.
+        ignored: keys of config.json that the user declared harmless.
 
     Raises:
-        PlanError: the target has no such backend, cannot compute with the profile's weights, or has too little memory.
+        PlanError: the target has no such backend, cannot compute with the profile's weights, or has too little memory;
+            or the model cannot be pruned so.
         UsageError: the calibration text cannot be read.
     """
     chosen = choose_backend(target, backend)
@@ -132,6 +144,9 @@ def resolve(
             where=target.name,
             hint="give it a [gpu] with its sm, and [runtimes] with tensorrt or tensorrt_rtx",
         )
+    slimmed = None
+    if profile.slim is not None:
+        slimmed, decoder = resolve_slim(checkpoint, decoder, profile.slim, ignored)
     _check_weights(target, profile, limits, chosen)
     check_activations(target, profile, limits, chosen)
     layers = _layers(decoder, profile)
@@ -158,10 +173,10 @@ def resolve(
         return False
 
     _check_memory(target, profile, need(profile), fits)
-    parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    count = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     return Plan(
         edgec=__version__,
-        source=Source(checkpoint.format, decoder.family, parameters, checkpoint.fingerprint()),
+        source=Source(checkpoint.format, decoder.family, count, checkpoint.fingerprint()),
         target=target.name,
         backend=chosen,
         profile=profile.name,
@@ -176,6 +191,8 @@ def resolve(
         layers=layers,
         static=_static(decoder, profile),
         transforms=profile.transforms,
+        slim=slimmed,
+        sparse=None if profile.sparse is None else resolve_sparse(decoder, profile.sparse, f"profile '{profile.name}'"),
     )
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from edgec.quantize.scheme import Scheme
 from edgec.spec.network_profile import NetworkWishes
+from edgec.spec.prune import Slim, Sparse
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 CALIBRATED = ("autoround", "awq", "gptq", "smoothquant")
@@ -168,6 +169,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         weights: for the matrices inside the layers.
         embedding: for the token embedding and the output matrix, where it differs.
         layers: for some of the matrices inside the layers, where it differs.
+        slim: parts of the model that go before all else.
+        sparse: weights that become 0 before rounding.
         transforms: changes of the float weights that leave the model as it is and make rounding hurt less, in order:
             "quarot" rotates the whole model, "awq" and "smoothquant" scale the inputs of matrices.
         activations: what integer weights are multiplied with; what `runtime.accuracy_level` says by default.
@@ -183,6 +186,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     weights: Weights
     embedding: Weights | None = None
     layers: tuple[LayerWeights, ...] = ()
+    slim: Slim | None = None
+    sparse: Sparse | None = None
     transforms: tuple[Literal["quarot", "awq", "smoothquant"], ...] = ()
     activations: Activations | None = None
     runtime: Runtime = Runtime()
@@ -193,6 +198,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def __post_init__(self) -> None:
         self._check_transforms()
+        if (self.slim or self.sparse) and self.calibration is None:
+            raise ValueError("pruning looks at what flows through the model: give the profile a [calibration]")
         if self.activations is None:
             return
         level = self.activations.accuracy_level

@@ -1,0 +1,63 @@
+"""What a profile wants to be pruned: its `[sparse]` and `[slim]` tables."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgec.prune.pattern import Pattern
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+Allocation = Literal["uniform", "global", "owl"]
+Importance = Literal["magnitude", "activation", "wanda", "taylor"]
+Part = Literal["layers", "mlp", "heads", "hidden"]
+
+
+class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Weights inside the layers that become 0; shapes stay.
+
+    Args:
+        pattern: "2:4", "4:8" (so many of so many consecutive inputs of an output stay), or a share of zeros as "50%".
+        method: a file in edgec/prune/methods; "sparsegpt" changes the weights that stay, too.
+        allocation: of a share of zeros over the matrices: "uniform", by one threshold for all magnitudes ("global"), or
+            less of it in layers with more outliers ("owl"). Patterns as 2:4 are uniform.
+        skip: matrices that stay dense, by patterns as in a shell: `layers.0.*`, `layers.*.mlp.down`.
+    """
+
+    pattern: str
+    method: Method = "sparsegpt"
+    allocation: Allocation = "uniform"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.parsed.block is not None and self.allocation != "uniform":
+            raise ValueError(f'a pattern of {self.pattern} is the same everywhere: allocation = "uniform"')
+
+    @property
+    def parsed(self) -> Pattern:
+        """The pattern.
+
+        Raises:
+            ValueError: there is no such pattern.
+        """
+        return Pattern.parse(self.pattern)
+
+
+class Slim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Parts of the model that go; shapes shrink.
+
+    Args:
+        parameters: the share of all parameters that goes, at least; parts go in steps, so it may be a little more.
+        parts: what goes, in equal shares: whole "layers", inner units of the "mlp", attention "heads" in
+            groups that share keys and values, dimensions of the "hidden" state.
+        importance: what decides which.
+        multiple: of units and dimensions that stay: what kernels like.
+    """
+
+    parameters: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    parts: Annotated[tuple[Part, ...], msgspec.Meta(min_length=1)] = ("mlp",)
+    importance: Importance = "taylor"
+    multiple: Annotated[int, msgspec.Meta(ge=1)] = 64
+
+    def __post_init__(self) -> None:
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError("a part is there twice")

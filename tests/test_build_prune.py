@@ -1,0 +1,217 @@
+"""Builds that prune: from the profile to the report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgec.build import build
+from edgec.bundle.open import find_artifact
+from edgec.checkpoint.open import open_checkpoint
+from edgec.cli import edgec
+from edgec.errors import PlanError, UsageError
+from edgec.evaluate.corpus import load_corpus
+from edgec.frontends.families import describe
+from edgec.generate.tokenizer import Tokenizer
+from edgec.spec.load import load_profile, load_target
+from edgec.spec.plan import resolve
+
+STORIES = Path(__file__).parents[1] / "examples/storyteller/data/validation.txt"
+PROFILE = """
+title = "pruned"
+{how}
+[weights]
+dtype = "{dtype}"
+{algorithm}
+[calibration]
+text = {text}
+tokens = 256
+window = 32
+[verify]
+max_perplexity_ratio = {bound}
+max_mean_kl = 1e9
+min_top1_agreement = 0.0
+tokens = 128
+window = 32
+"""
+
+
+@pytest.fixture
+def profile(story_text, tmp_path):
+    def write(how, dtype="int4", algorithm='group_size = 32\nalgorithm = "gptq"', bound=1e9):
+        path = tmp_path / "pruned.toml"
+        text = json.dumps(str(story_text))
+        path.write_text(PROFILE.format(how=how, dtype=dtype, algorithm=algorithm, text=text, bound=bound))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make(tiny_llama, profile, tmp_path):
+    def run(how, name="bundle", backend=None, *, verify=True, **more):
+        checkpoint, target = open_checkpoint(tiny_llama), load_target("cpu")
+        decoder = describe(checkpoint)
+        plan = resolve(checkpoint, decoder, target, load_profile(str(profile(how, **more))), backend)
+        tokenizer = Tokenizer.from_files(checkpoint.tokenizer_files())
+        corpus = load_corpus(STORIES, tokenizer, tokens=128, window=32) if verify else None
+        out = tmp_path / name
+        return build(checkpoint, decoder, target, plan, out, corpus=corpus, say=lambda *_: lambda _: None), out
+
+    return run
+
+
+SPARSE = '[sparse]\npattern = "{}"\nmethod = "{}"'
+
+
+GPTQ = 'group_size = 32\nalgorithm = "gptq"'
+STORED = [
+    ("int4", GPTQ),
+    ("int4", 'group_size = 32\nsymmetric = false\nalgorithm = "mse"'),
+    ("int8", ""),
+    ("fp16", ""),
+    ("fp32", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "share", "dtype", "algorithm"),
+    [
+        *(
+            (m, p, s, "int4", GPTQ)
+            for m in ("magnitude", "wanda", "sparsegpt")
+            for p, s in (("2:4", 0.5), ("75%", 0.75))
+        ),
+        *(("sparsegpt", "4:8", 0.5, *stored) for stored in STORED),
+        *(("wanda", "50%", 0.5, *stored) for stored in STORED),
+    ],
+)
+def test_zeros_are_in_the_artifact(make, method, pattern, share, dtype, algorithm):
+    report, _ = make(SPARSE.format(pattern, method), dtype=dtype, algorithm=algorithm)
+    zeros = report.pruning.zeros
+    assert zeros.matrices == 21
+    # Rounding makes some more; a share is rounded to whole weights.
+    assert share - 1e-3 <= zeros.share < share + (0.2 if dtype == "int4" else 0.02)
+    assert "no kernels that skip zeros" in zeros.runtime
+    assert not report.verification.failures
+    assert report.pruning.predicted.speed == 1
+    assert report.pruning.measured.low <= report.pruning.measured.speed <= report.pruning.measured.high
+    assert report.pruning.measured.dense_size_bytes == pytest.approx(report.pruning.measured.size_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("backend", ["onnx_cpu", "openvino"])
+@pytest.mark.parametrize("parts", ['["mlp"]', '["layers"]', '["mlp", "heads"]', '["mlp", "heads", "hidden", "layers"]'])
+def test_shapes_shrink_on_every_backend(make, backend, parts):
+    pytest.importorskip("openvino")
+    report, bundle = make(f"[slim]\nparameters = 0.2\nparts = {parts}\nmultiple = 8", backend=backend)
+    predicted, measured = report.pruning.predicted, report.pruning.measured
+    assert predicted.pruned.parameters <= 0.8 * predicted.dense.parameters
+    assert predicted.pruned.weight_bytes < predicted.dense.weight_bytes
+    assert predicted.pruned.operations_per_token < predicted.dense.operations_per_token
+    assert predicted.speed > 1.1
+    assert measured.size_bytes < measured.dense_size_bytes
+    saved = predicted.dense.weight_bytes - predicted.pruned.weight_bytes
+    assert (
+        measured.dense_size_bytes - measured.size_bytes > 0.6 * saved
+    )  # graphs shrink too, blocks of odd widths are padded
+    assert report.pruning.zeros is None
+    assert not report.verification.failures  # exact mode: the artifact is what is left of the model
+    assert find_artifact(bundle).is_dir()
+    assert "## Pruning" in (bundle / "report.md").read_text()
+
+
+def test_both_go_together_and_builds_repeat(make):
+    how = '[slim]\nparameters = 0.2\nmultiple = 8\n[sparse]\npattern = "2:4"'
+    report, first = make(how, "first", verify=False)
+    assert report.pruning.measured is None
+    _, second = make(how, "second", verify=False)
+    assert report.pruning.zeros.share >= 0.5
+    assert report.pruning.predicted.pruned.parameters < report.pruning.predicted.dense.parameters
+    for path in (first / "artifact").iterdir():
+        assert path.read_bytes() == (second / "artifact" / path.name).read_bytes()
+
+
+def test_what_is_in_the_cache_is_of_the_same_choice(make):
+    how = '[slim]\nparameters = 0.2\nmultiple = 8\nimportance = "{}"'
+    _, taylor = make(how.format("taylor"), "taylor", verify=False)
+    _, magnitude = make(how.format("magnitude"), "magnitude", verify=False)
+    assert (taylor / "artifact/model.onnx.data").read_bytes() != (magnitude / "artifact/model.onnx.data").read_bytes()
+
+
+@pytest.mark.parametrize("allocation", ["global", "owl"])
+def test_a_share_is_spread(make, allocation):
+    report, _ = make(
+        f'[sparse]\npattern = "50%"\nmethod = "wanda"\nallocation = "{allocation}"', dtype="fp32", algorithm=""
+    )
+    assert report.pruning.zeros.share == pytest.approx(0.5, abs=0.005)
+
+
+def test_skipped_matrices_stay_dense(make, tiny_llama):
+    report, _ = make(SPARSE.format("50%", "wanda") + '\nskip = ["layers.0.*", "*.down"]', dtype="fp32", algorithm="")
+    assert report.pruning.zeros.matrices == 12
+
+
+def test_static_activations_take_ranges_of_the_pruned_model(make):
+    how = SPARSE.format("2:4", "sparsegpt") + '\n[activations]\nmode = "static"'
+    report, _ = make(how, dtype="int8", algorithm='algorithm = "gptq"')
+    assert report.pruning.zeros.share >= 0.5
+    assert report.pruning.measured is None
+    assert not report.verification.failures
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        (SPARSE.format("3:4:5", "wanda"), UsageError, "3:4:5"),
+        (SPARSE.format("4:4", "wanda"), UsageError, "4:4"),
+        (SPARSE.format("100%", "wanda"), UsageError, "100%"),
+        (SPARSE.format("2:4", "obs"), UsageError, "obs"),
+        (SPARSE.format("2:4", "wanda") + '\nallocation = "owl"', UsageError, "the same everywhere"),
+        (SPARSE.format("2:4", "wanda") + '\nskip = ["layers.9.*"]', UsageError, "layers.9"),
+        ("[slim]\nparameters = 0.9", PlanError, "MLP"),
+        ('[slim]\nparameters = 0.2\nparts = ["mlp", "mlp"]', UsageError, "twice"),
+        ('[slim]\nparameters = 0.99\nparts = ["layers"]', PlanError, "layers"),
+        ("[slim]\nparameters = 1.5", UsageError, "parameters"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_done(make, how, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        make(how)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_command_shows_what_was_predicted_and_what_came(tiny_llama, profile, tmp_path):
+    path = profile('[slim]\nparameters = 0.2\nmultiple = 8\n[sparse]\npattern = "2:4"', bound=1.0)
+    planned = CliRunner().invoke(edgec, ["plan", str(tiny_llama), "--profile", str(path)])
+    assert planned.exit_code == 0, planned.output
+    flat = " ".join(planned.output.split())
+    assert "speed of decoding" in flat
+    assert "no kernels that skip zeros" in flat
+    arguments = ["build", str(tiny_llama), "--profile", str(path), "--eval-text", str(STORIES)]
+    built = CliRunner().invoke(edgec, [*arguments, "--out", str(tmp_path / "b")])
+    assert built.exit_code == 1, built.output  # pruned outside of its bounds
+    assert "remove less" in built.output + str(built.exception)
+    flat = " ".join(built.output.split())
+    assert "predicted" in flat
+    assert "measured" in flat
+
+
+@pytest.mark.parametrize(("target", "kernels"), [("jetson-orin-nano", 21), ("rtx-4060", 0), ("cpu", 0)])
+def test_a_plan_lists_what_sparse_kernels_may_take(tiny_llama, profile, target, kernels):
+    path = profile(SPARSE.format("2:4", "sparsegpt"), dtype="fp16", algorithm="")
+    done = CliRunner().invoke(edgec, ["plan", str(tiny_llama), "--profile", str(path), "--target", target, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)["pruning"]
+    assert len(found["sparse_kernels"]) == kernels
+    assert bool(kernels) == ("sparse kernels, where those are faster" in found["zeros"])
+
+
+def test_zeros_are_codes_of_zero(make, tiny_llama):
+    from edgec.backends.onnx_cpu import read_codes
+
+    _, bundle = make(SPARSE.format("2:4", "sparsegpt"), dtype="int8", algorithm='algorithm = "gptq"')
+    codes = dict(read_codes(bundle / "artifact"))
+    weight = codes["model.layers.1.mlp.down_proj.weight"]
+    assert (np.count_nonzero(weight.codes.reshape(len(weight.codes), -1, 4), axis=2) <= 2).all()
