@@ -215,3 +215,14 @@ def test_zeros_are_codes_of_zero(make, tiny_llama):
     codes = dict(read_codes(bundle / "artifact"))
     weight = codes["model.layers.1.mlp.down_proj.weight"]
     assert (np.count_nonzero(weight.codes.reshape(len(weight.codes), -1, 4), axis=2) <= 2).all()
+
+
+def test_a_jetson_tries_sparse_kernels(tiny_llama, profile, tmp_path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    for name, how in (("sparse", SPARSE.format("2:4", "wanda")), ("half", SPARSE.format("50%", "wanda"))):
+        path = profile(how, dtype="fp16", algorithm="")
+        arguments = ["build", str(tiny_llama), "--target", "jetson-orin-nano", "--profile", str(path), "--no-verify"]
+        done = CliRunner().invoke(edgec, [*arguments, "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+        recipe = json.loads((tmp_path / name / "artifact/recipe.json").read_text())
+        assert recipe["build"]["sparse_weights"] == (name == "sparse")

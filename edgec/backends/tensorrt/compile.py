@@ -22,6 +22,7 @@ from edgec.backends.tensorrt.worker import Failure, Order, compile_engine
 from edgec.graph.write import write_weights
 from edgec.json_file import write_json
 from edgec.quantize.scheme import Scheme
+from edgec.spec.exploit import eligible
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 
@@ -96,12 +97,13 @@ def write_graph(job: Job, folder: Path, tick: Callable[[str], object], *, old: b
 
 
 def _device_settings(job: Job, shapes: tuple[Profile, ...]) -> Settings:
-    return device_settings(
+    settings = device_settings(
         job.target,
         f"{job.decoder.family}-{job.plan.sha256()[:12]}",
         f"weights {_words(job.plan)}, activations {'fp32' if job.plan.weights == 'fp32' else 'fp16'}",
         shapes,
     )
+    return msgspec.structs.replace(settings, sparse_weights=bool(eligible(job.decoder, job.plan, job.target)))
 
 
 def device_settings(target: Target, name: str, precision: str, shapes: tuple[Profile, ...]) -> Settings:

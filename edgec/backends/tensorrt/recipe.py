@@ -68,8 +68,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         dla: None: the network runs on the GPU alone. TensorRT runs strongly typed networks on a DLA only since 11.4.1,
             on AGX Orin, and only with fixed shapes; so decoders never run there.
         timing_cache: keep measured kernel times in the cache folder, to make the next build faster.
+        sparse_weights: let TensorRT time kernels that skip zeros of the 2:4 pattern, too, and take them where they are
+            faster.
 
-    Source: TensorRT 11.4.1 documentation, "Working with DLA" and "Strongly Typed Networks for DLA".
+    Source: TensorRT 11.4.1 documentation, "Working with DLA", "Strongly Typed Networks for DLA", "Structured Sparsity".
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -83,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
     dla: Dla | None = None
     timing_cache: bool = True
+    sparse_weights: bool = False
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

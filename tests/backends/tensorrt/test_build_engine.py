@@ -355,6 +355,13 @@ def test_dla(tmp_path: Path) -> None:
     assert (built["device"], built["DLA_core"], built["flags"]) == ("DLA", 1, ["GPU_FALLBACK"])
 
 
+def test_sparse_kernels_are_tried_where_the_recipe_says(tmp_path: Path) -> None:
+    jetson = Jetson(tmp_path, "10.3")
+    jetson.bundle(sparse_weights=True)
+    jetson.build()
+    assert jetson.builds()[0]["flags"] == ["SPARSE_WEIGHTS"]
+
+
 def test_default_cache_is_named_after_the_model(orin: Jetson, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(orin.site), "HOME": str(tmp_path)}
     command = [sys.executable, "-B", str(orin.folder / "build_engine.py")]

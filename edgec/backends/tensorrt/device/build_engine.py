@@ -36,7 +36,7 @@ RECIPE = "recipe.json"
 RECIPE_FORMAT = 1
 SETTINGS = (
     *("name", "precision", "strongly_typed", "profiles", "tensorrt_min", "tensorrt_below", "sm"),
-    *("workspace_bytes", "optimization_level", "dla", "timing_cache"),
+    *("workspace_bytes", "optimization_level", "dla", "timing_cache", "sparse_weights"),
 )
 CURRENT = "current.json"
 
@@ -276,6 +276,8 @@ def configure(trt: Any, builder: Any, recipe: dict[str, Any]) -> Any:
             profile.set_shape(name, tuple(shape["min"]), tuple(shape["opt"]), tuple(shape["max"]))
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(4, f"TensorRT does not take the optimization profile '{wanted['name']}'")
+    if recipe["sparse_weights"]:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if recipe["dla"] is not None:
         core = recipe["dla"]["core"]
         if core >= builder.num_DLA_cores:
