@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,9 @@ bench-networks:  ## int8 of three real networks beside onnxruntime's quantize_st
 
 bench-fusions: $(STAMP)  ## which fusions pay on which runtime
 	$(BIN)/python bench/fusions.py
+
+bench-prune:  ## what pruning costs and gains, beside llm-compressor; TEXT is a file to calibrate zeros and measure them on
+	bash bench/prune/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

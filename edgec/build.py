@@ -179,7 +179,8 @@ def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | Non
     text = plan.calibration
     if text is None or not (_has_ranges(plan) or _is_calibrated(plan) or plan.slim is not None):
         return None
-    if text.device == "cuda" and _is_calibrated(plan) and not torch.cuda.is_available():
+    weighs = _is_calibrated(plan) or plan.slim is not None
+    if text.device == "cuda" and weighs and not torch.cuda.is_available():
         raise PlanError(
             "the profile calibrates on a GPU, and torch finds none here",
             where=f"profile '{plan.profile}'",

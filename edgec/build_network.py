@@ -1,9 +1,11 @@
 """The straight line from a network to a bundle."""
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -20,8 +22,10 @@ from edgec.calibrate.arrays import Batch
 from edgec.calibrate.ports import axis_of
 from edgec.calibrate.run import run
 from edgec.calibrate.samples import Samples
+from edgec.evaluate.fidelity import broken_bounds
 from edgec.evaluate.metrics import Setting, judges
-from edgec.evaluate.network import NetworkQuality, compare
+from edgec.evaluate.network import NetworkQuality, check_metrics, compare
+from edgec.evaluate.setting import TEXT_FILES, setting_of
 from edgec.frontends.network import Network, Port
 from edgec.fuse.result import Fusions
 from edgec.graph.integers import grids_of, network_codes, without_rounding
@@ -29,7 +33,7 @@ from edgec.graph.store import Store
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.paired import paired_ms, ratio_interval
 from edgec.quantize.equalize import equalize
-from edgec.quantize.network import Quantized, Rounding, quantize_static
+from edgec.quantize.network import Quantized, Rounding, left_float, quantize_static
 from edgec.quantize.qdq import halve_weights, quantize_network
 from edgec.quantize.smooth import smooth
 from edgec.report.model import Integers, Stage
@@ -82,6 +86,9 @@ def build_network(
     """
     stages: list[Stage] = []
     backend = get_backend(plan.backend)
+    setting = setting_of(network.labels, network.task, network.tokenizer_files)
+    if evaluation is not None:
+        check_metrics(partial(run, network.model), evaluation, metrics, ports=network.outputs, setting=setting)
     with no_collection(), staged(out) as folder:
         scratch, artifact = folder / "scratch", folder / ARTIFACT
         scratch.mkdir()
@@ -91,12 +98,15 @@ def build_network(
         with stage(stages, "compile"):
             say("compile", 0)
             remarks = backend.compile_network(NetworkJob(made.model, network, plan, target), artifact)
+            for name in TEXT_FILES:
+                if name in network.tokenizer_files:
+                    (artifact / name).write_bytes(network.tokenizer_files[name])
         (folder / PLAN).write_bytes(encode_plan(plan))
         not_run = backend.not_run(artifact)
         verification = speed = None
         if evaluation is not None:
             with stage(stages, "verify"):
-                verification = _verify(network, made.model, backend, plan, artifact, evaluation, metrics, say)
+                verification = _verify(network, made.model, backend, plan, artifact, evaluation, metrics, setting, say)
         if evaluation is not None and not_run is None:
             with stage(stages, "measure"):
                 speed = _measure(network, target, plan, backend, artifact, scratch, evaluation, say)
@@ -107,7 +117,7 @@ def build_network(
             stages=tuple(stages),
             size_bytes={path.name: path.stat().st_size for path in sorted(artifact.iterdir())},
             fused=fusions.fused,
-            kept_float=made.kept_float,
+            kept_float=left_float(made, plan.int8),
             evaluation=None if evaluation is None else f"{evaluation.count} samples of {evaluation.name}",
             verification=verification,
             speed=speed,
@@ -142,6 +152,7 @@ def _quantize(
         grids=plan.grids,
         correct_bias=wishes.correct_bias,
         min_cosine=wishes.verify.min_cosine,
+        min_snr_db=wishes.verify.min_snr_db,
         keep_float=wishes.keep_float,
     )
     place = partial(placement_of, model, plan)
@@ -179,11 +190,12 @@ def _verify(
     artifact: Path,
     evaluation: Samples,
     metrics: tuple[str, ...],
+    setting: Setting,
     say: Say,
 ) -> NetworkVerification:
     tick = say("verify", 0)
     integers = check_network_integers(quantized, backend.read_integers(artifact))
-    exact = _check_exact(quantized, network.inputs, backend, artifact, evaluation)
+    exact = _check_exact(quantized, network, backend, artifact, evaluation)
     session = backend.open_network(artifact, "shipped")
 
     def ticking(outputs: Iterable[Batch]) -> Iterator[Batch]:
@@ -197,7 +209,7 @@ def _verify(
         evaluation,
         metrics,
         ports=network.outputs,
-        setting=Setting(classes=network.labels),
+        setting=setting,
     )
     failures = _broken_bounds(integers, exact, quality, plan)
     return NetworkVerification(integers, exact, quality, failures)
@@ -220,24 +232,28 @@ def check_network_integers(canonical: ir.Model, found: Integers8) -> Integers:
 
 
 def _check_exact(
-    quantized: ir.Model, ports: Sequence[Port], backend: Backend, artifact: Path, evaluation: Samples
+    quantized: ir.Model, network: Network, backend: Backend, artifact: Path, evaluation: Samples
 ) -> Agreement:
     """Compare outputs without rounded activations: what is left is the order in which floats are added."""
     reference = quantized.clone()
     without_rounding(reference.graph)
     session = backend.open_network(artifact, "exact")
-    few, samples = _first(evaluation, ports, _EXACT_SAMPLES)
-    (expected,) = run(reference, [few])
-    found = session.run(few)
+    if evaluation.batch < _EXACT_SAMPLES:
+        runs = math.ceil(_EXACT_SAMPLES / evaluation.batch)
+        feeds, samples = list(islice(evaluation.inputs(), runs)), min(runs * evaluation.batch, evaluation.count)
+    else:
+        few, samples = _first(evaluation, network.inputs, _EXACT_SAMPLES)
+        feeds = [few]
+    sides = list(run(reference, feeds)), [session.run(feed) for feed in feeds]
     error = relative = 0.0
-    for name, array in expected.items():
-        if array.dtype.kind == "f" and array.size:
-            with np.errstate(invalid="ignore"):  # infinite - infinite
-                apart = float(np.where(found[name] == array, 0, np.abs(found[name] - array)).max())
-            apart = apart if np.isfinite(apart) else float("inf")  # a NaN would be lost in max
-            numbers = array[np.isfinite(array)]
-            spread = float(numbers.std() or np.abs(numbers).max()) if numbers.size else 0.0
-            error, relative = max(error, apart), max(relative, apart / (spread or 1.0))
+    for name in (port.name for port in network.outputs if np.dtype(port.dtype).kind == "f"):
+        array, found = (np.concatenate([made[name].ravel() for made in side], dtype=float) for side in sides)
+        with np.errstate(invalid="ignore"):  # infinite - infinite
+            apart = float(np.where(found == array, 0, np.abs(found - array)).max(initial=0))
+        apart = apart if np.isfinite(apart) else float("inf")  # a NaN would be lost in max
+        numbers = array[np.isfinite(array)]
+        spread = float(numbers.std() or np.abs(numbers).max()) if numbers.size else 0.0
+        error, relative = max(error, apart), max(relative, apart / (spread or 1.0))
     return Agreement(error, relative, samples, _EXACT_BOUND)
 
 
@@ -266,12 +282,7 @@ def _broken_bounds(integers: Integers, exact: Agreement, quality: NetworkQuality
             f"exact mode: outputs differ from the canonical graph by {exact.relative_error:.2e} standard deviations "
             f"(allowed {exact.bound:.0e})"
         )
-    found += [
-        f"the cosine of {output.output} with the float model's is {output.cosine:.4f} "
-        f"(allowed at least {bounds.min_cosine:g})"
-        for output in quality.outputs
-        if not output.cosine >= bounds.min_cosine
-    ]
+    found += broken_bounds(quality.outputs, bounds.min_cosine, bounds.min_snr_db)
     for metric in quality.metrics:
         if not judges(metric.name):
             continue

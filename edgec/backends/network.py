@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgec.calibrate.audio import Audio
+from edgec.calibrate.images import Pictures
 from edgec.errors import UsageError
 from edgec.frontends.network import Port
 from edgec.json_file import read_json, write_json
+
+if TYPE_CHECKING:
+    from edgec.backends.backend import NetworkJob
 
 NETWORK_FILE = "network.json"
 """The file by which an artifact of a network is known, whatever its backend."""
@@ -32,7 +37,8 @@ class NetworkSettings(msgspec.Struct, frozen=True):
         outputs: what it gives.
         task: by optimum's name, or None.
         labels: class names by index.
-        pictures: how it takes pictures: height, width, mean and std, or None.
+        pictures: how it takes pictures, or None where its checkpoint did not say.
+        audio: how it takes sound, or None.
     """
 
     backend: str
@@ -41,7 +47,8 @@ class NetworkSettings(msgspec.Struct, frozen=True):
     outputs: tuple[Port, ...]
     task: str | None = None
     labels: tuple[str, ...] = ()
-    pictures: dict[str, Any] | None = None
+    pictures: Pictures | None = None
+    audio: Audio | None = None
 
 
 class NetworkSession(Protocol):
@@ -56,9 +63,11 @@ class NetworkSession(Protocol):
         ...
 
 
-def write_network_settings(folder: Path, settings: NetworkSettings) -> None:
-    """Write `network.json`."""
-    write_json(folder / NETWORK_FILE, settings)
+def write_network_settings(folder: Path, job: "NetworkJob", backend: str, file: str) -> None:
+    """Write `network.json` for the file that a runtime loads."""
+    plan, network = job.plan, job.network
+    about = (plan.inputs, plan.outputs, plan.task, network.labels, network.pictures, network.audio)
+    write_json(folder / NETWORK_FILE, NetworkSettings(backend, file, *about))
 
 
 def read_network_settings(artifact: Path) -> NetworkSettings:

@@ -46,7 +46,7 @@ def staged(out: Path) -> Iterator[Path]:
 _FATAL = {
     errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk"),
-    errno.EFBIG: ("a file is larger than this file system or `ulimit -f` allows", "write to another disk"),
+    errno.EFBIG: ("a file is larger than `ulimit -f` or this file system allows", "raise it, or write to another disk"),
     errno.EACCES: ("no permission to write", "choose a directory that you may write"),
     errno.EPERM: ("no permission to write", "choose a directory that you may write"),
     errno.EROFS: ("the file system is read-only", "choose a directory that you may write"),

@@ -45,7 +45,9 @@ def load_arrays(
         else:
             yield from _from_archive(path, samples, batch, seed)
     except OSError as error:
-        raise UsageError(f"the samples cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise UsageError(
+            f"the samples cannot be read: {error.strerror or error}", where=str(path), hint="check the file"
+        ) from error
 
 
 def open_samples(file: IO[bytes], where: str) -> tuple[dict[str, ArrayFile], int]:
@@ -59,7 +61,9 @@ def open_samples(file: IO[bytes], where: str) -> tuple[dict[str, ArrayFile], int
     if len(counts) != 1 or 0 in counts:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise UsageError(
-            f"the arrays must have the same number of samples along their first axes, not none: {shapes}", where=where
+            f"the arrays must have the same number of samples along their first axes, not none: {shapes}",
+            where=where,
+            hint="save them again: numpy.savez(path, NAME=array, ...) with an array for each input",
         )
     return arrays, counts.pop()
 

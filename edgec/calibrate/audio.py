@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgec.calibrate.log_mel import LogMel
 from edgec.errors import UsageError
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -25,10 +26,12 @@ class Audio(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         sample_rate_hz: of the model; None takes that of the files, which must all have the same.
         normalise: give each sample mean 0 and variance 1, as the models that ask for `do_normalize` want.
+        features: the spectrograms that it takes in place of sound.
     """
 
     sample_rate_hz: int | None = None
     normalise: bool = False
+    features: LogMel | None = None
 
 
 class Wave(msgspec.Struct, frozen=True):

@@ -56,7 +56,11 @@ def classes_of_files(
     if (folder / CLASSES_FILE).is_file():
         listed = _read(folder / CLASSES_FILE)
         if lacking := [path for path in paths if path not in listed]:
-            raise UsageError(f"it has no line for {lacking[0]}", where=str(folder / CLASSES_FILE))
+            raise UsageError(
+                f"it has no line for {lacking[0]}",
+                where=str(folder / CLASSES_FILE),
+                hint="add `path,class` for each file",
+            )
         return classes_of([listed[path] for path in paths], paths, labels)
     if not any("/" in path for path in paths):
         return None, ()
@@ -78,7 +82,11 @@ def _read(path: Path) -> dict[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"the file cannot be read: {error}", where=str(path)) from error
+        raise UsageError(f"the file cannot be read: {error}", where=str(path), hint="write CSV in UTF-8") from error
     if odd := next((row for row in rows if len(row) != 2), None):
-        raise UsageError(f"a line is not `path,class`: {','.join(odd)}", where=str(path))
+        raise UsageError(
+            f"a line is not `path,class`: {','.join(odd)}",
+            where=str(path),
+            hint="write a path and a class in each line",
+        )
     return {name.strip(): kind.strip() for name, kind in rows}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgec.errors import UsageError
 
+_SAVE = "save it again: numpy.savez(path, NAME=array, ...)"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -44,7 +45,7 @@ class ArrayFile:
                 data = self.stream.read(count * math.prod(row) * self.dtype.itemsize)
                 yield np.frombuffer(data, self.dtype).reshape(count, *row)
             except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-                raise UsageError(f"the array is damaged: {error}", where=self.where) from error
+                raise UsageError(f"the array is damaged: {error}", where=self.where, hint=_SAVE) from error
 
 
 def open_npy(stream: IO[bytes], size_bytes: int, where: str) -> ArrayFile:
@@ -62,9 +63,11 @@ def open_npy(stream: IO[bytes], size_bytes: int, where: str) -> ArrayFile:
         header = _HEADERS[np.lib.format.read_magic(stream)]
         shape, is_fortran, dtype = header(stream)
     except Exception as error:  # NumPy parses the header as Python, which can fail in many ways
-        raise UsageError(f"this is no array in NumPy's format: {error}", where=where) from error
+        raise UsageError(f"this is no array in NumPy's format: {error}", where=where, hint=_SAVE) from error
     if dtype.kind not in "biuf":
-        raise UsageError(f"the array holds {dtype}, not numbers", where=where)
+        raise UsageError(
+            f"the array holds {dtype}, not numbers", where=where, hint="save numbers: array.astype('float32')"
+        )
     if not shape or (is_fortran and len(shape) > 1):
         raise UsageError(
             "the array has no axes" if not shape else "the array is stored column by column",
@@ -72,7 +75,7 @@ def open_npy(stream: IO[bytes], size_bytes: int, where: str) -> ArrayFile:
             hint="save it with its samples as the first axis, in C order (numpy.ascontiguousarray)",
         )
     if math.prod(shape) * dtype.itemsize != size_bytes - stream.tell():
-        raise UsageError("the array is damaged: its size is not what its header says", where=where)
+        raise UsageError("the array is damaged: its size is not what its header says", where=where, hint=_SAVE)
     return ArrayFile(stream, shape, dtype, where)
 
 
@@ -86,7 +89,7 @@ def open_npz(file: IO[bytes], where: str) -> dict[str, ArrayFile]:
         archive = zipfile.ZipFile(file)
         members = [(info, archive.open(info)) for info in archive.infolist()]
     except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
-        raise UsageError(f"this is no archive of NumPy arrays: {error}", where=where) from error
+        raise UsageError(f"this is no archive of NumPy arrays: {error}", where=where, hint=_SAVE) from error
     return {
         info.filename.removesuffix(".npy"): open_npy(stream, info.file_size, f"{where}: {info.filename}")
         for info, stream in members

@@ -98,12 +98,16 @@ def fit(ports: Sequence[Port], shapes: Mapping[str, Shape], *, batch: int, where
     """
     known = {port.name for port in ports}
     if others := [name for name in shapes if name not in known]:
-        raise UsageError(f"the model has no input {others[0]!r}: it takes {_listed(ports)}", where=where)
+        raise UsageError(
+            f"the model has no input {others[0]!r}: it takes {listed(ports)}",
+            where=where,
+            hint="name arrays like the inputs, and leave others out",
+        )
     given = tuple(port for port in ports if port.name in shapes)
     states = tuple(port for port in ports if port.name not in shapes)
     if lacking := [port for port in states if not is_state(port)] or (states if not given else ()):
         raise UsageError(
-            f"the samples have no {lacking[0].name!r}: the model takes {_listed(ports)}",
+            f"the samples have no {lacking[0].name!r}: the model takes {listed(ports)}",
             where=where,
             hint="give an .npz file with an array for each input, all with the samples along their first axes",
         )
@@ -111,7 +115,11 @@ def fit(ports: Sequence[Port], shapes: Mapping[str, Shape], *, batch: int, where
     axes = tuple(_place(port, shapes[port.name], axis, where) for port in given)
     for port in states:
         if any(isinstance(size, str) and at != axis_of(port, axis) for at, size in enumerate(port.shape)):
-            raise UsageError(f"the samples have no {port.name!r}, whose size {port.shape} is open", where=where)
+            raise UsageError(
+                f"the samples have no {port.name!r}, whose size {shown(port.shape)} is open",
+                where=where,
+                hint=f"give it too, or state its sizes with --input {port.name}:{port.dtype}[...]",
+            )
     size = batch if isinstance(axis, str) else axis or 1
     return Fit(given, axes, states, axis, size, must_be_full=not isinstance(axis, str))
 
@@ -145,13 +153,19 @@ def _place(port: Port, found: Shape, axis: Axis, where: str) -> int | None:
     )
     if not fits:
         raise UsageError(
-            f"{port.name!r} takes {_shown(port.shape)}, each sample has {_shown(found.sizes)}",
+            f"{port.name!r} takes {shown(port.shape)}, each sample has {shown(found.sizes)}",
             where=where,
-            hint="samples lie along one axis more than each of them has",
+            hint="samples lie along one axis more than each of them has"
+            if len(sizes) != len(found.sizes)
+            else "give samples of the sizes that the model takes",
         )
     wanted = np.dtype(port.dtype)
     if _KINDS.get(wanted.kind) != _KINDS.get(found.dtype.kind):
-        raise UsageError(f"{port.name!r} takes {port.dtype}, the samples are {found.dtype}", where=where)
+        raise UsageError(
+            f"{port.name!r} takes {port.dtype}, the samples are {found.dtype}",
+            where=where,
+            hint=f"save the array as {port.dtype}",
+        )
     return at
 
 
@@ -159,9 +173,13 @@ def _arranged(rows: NDArray[Any], port: Port, axis: int | None, where: str) -> N
     with np.errstate(over="ignore"):  # told below
         cast = rows.astype(port.dtype)
     if cast.dtype.kind in "iu" and not np.array_equal(cast, rows):
-        raise UsageError(f"a number does not fit {port.dtype}", where=where)
+        raise UsageError(
+            f"a number does not fit {port.dtype}", where=where, hint="correct that sample, or leave it out"
+        )
     if cast.dtype.kind == "f" and (np.isnan(rows).any() or not np.array_equal(np.isinf(cast), np.isinf(rows))):
-        raise UsageError(f"a number is NaN, or does not fit {port.dtype}", where=where)
+        raise UsageError(
+            f"a number is NaN, or does not fit {port.dtype}", where=where, hint="correct that sample, or leave it out"
+        )
     if axis is not None:
         return np.ascontiguousarray(np.moveaxis(cast, 0, axis))
     if (cast != cast[:1]).any():
@@ -173,9 +191,11 @@ def _arranged(rows: NDArray[Any], port: Port, axis: int | None, where: str) -> N
     return np.asarray(cast[0])
 
 
-def _listed(ports: Sequence[Port]) -> str:
-    return ", ".join(f"{port.name} {port.dtype} {_shown(port.shape)}" for port in ports)
+def listed(ports: Sequence[Port]) -> str:
+    """Return inputs in words, such as `image float32 (batch, 3, 224, 224)`."""
+    return ", ".join(f"{port.name} {port.dtype} {shown(port.shape)}" for port in ports)
 
 
-def _shown(sizes: Sequence[int | str | None]) -> str:
+def shown(sizes: Sequence[int | str | None]) -> str:
+    """Return sizes in words; None is any."""
     return f"({', '.join('any' if size is None else str(size) for size in sizes)})"

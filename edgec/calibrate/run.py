@@ -1,5 +1,6 @@
 """Run a network's graph in ONNX Runtime, batch by batch, and have any of its values."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgec.calibrate.arrays import Batch
-from edgec.errors import CheckpointError, UsageError
+from edgec.errors import CheckpointError, UsageError, first_line
 
+_FATAL = 4  # errors are told by exceptions alone
+_NODE = re.compile(r"node\. Name:'([^']*)'|Node \(([^)]*)\) Op")
+# In front of the innermost reason: a code, the nodes around it, what kind of error it is, and where in ONNX Runtime.
+_BEFORE_REASON = re.compile(r"^.*(\[ONNXRuntimeError\] : \d+ : \w+ :|Status Message:|InferenceError\]|was false\.)\s*")
+_SOME_SIZE = 576  # in an example
 # Smaller ones may be shapes, which ONNX Runtime must know when it loads a graph.
 _LARGE_BYTES = 4096
 _SHARED = {ir.DataType[name] for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT64")}
@@ -31,7 +37,7 @@ def run(
         threads: of ONNX Runtime; 0 takes all cores.
 
     Raises:
-        UsageError: a batch is not what the model takes.
+        UsageError: a batch is not what the model takes, or the model leaves sizes open and does not run with those.
         CheckpointError: the model cannot be run.
         ValueError: there is no such value.
     """
@@ -51,23 +57,36 @@ class Loaded:
         outputs: their names.
         weights: arrays that the session may read where they are.
         where: the graph's name, for errors.
+        open_input: an input with sizes that the model leaves open; None where there is none.
     """
 
     session: ort.InferenceSession
     outputs: list[str]
     weights: Mapping[str, NDArray[Any]]
     where: str | None
+    open_input: ir.Value | None
 
     def __call__(self, batch: Batch) -> Batch:
         """Compute the outputs.
 
         Raises:
+            UsageError: the model leaves sizes open, and does not run with those of this batch.
             CheckpointError: the model cannot be run.
         """
         try:
             return dict(zip(self.outputs, self.session.run(self.outputs, batch), strict=True))
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
-            raise CheckpointError(f"ONNX Runtime cannot run the model: {error}", where=self.where) from error
+            node, reason = _innermost(error)
+            if self.open_input is None:
+                raise CheckpointError(
+                    f"ONNX Runtime cannot run the model: {reason}", where=node or self.where, hint="export it again"
+                ) from error
+            given = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+            raise UsageError(
+                f"the model does not run on these samples ({given}): {reason}",
+                where=node or self.where,
+                hint=f"check them, or state sizes with which it runs, such as --input {_example(self.open_input)}",
+            ) from error
 
 
 def open_model(model: ir.Model, outputs: Sequence[str], threads: int = 0) -> Loaded:
@@ -81,7 +100,7 @@ def open_model(model: ir.Model, outputs: Sequence[str], threads: int = 0) -> Loa
     skeleton.graph.outputs[:] = find_values(skeleton.graph, outputs)
     weights = _take_weights(skeleton.graph)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False  # give the memory back after each run
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -91,8 +110,29 @@ def open_model(model: ir.Model, outputs: Sequence[str], threads: int = 0) -> Loa
         proto = ir.to_proto(skeleton).SerializeToString()
         session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
-        raise CheckpointError(f"ONNX Runtime cannot load the model: {error}", where=model.graph.name) from error
-    return Loaded(session, list(outputs), weights, model.graph.name)
+        node, reason = _innermost(error)
+        raise CheckpointError(
+            f"ONNX Runtime cannot load the model: {reason}", where=node or model.graph.name, hint="export it again"
+        ) from error
+    opened = [value for value in inputs_of(model) if value.shape is not None and value.shape.is_dynamic()]
+    return Loaded(session, list(outputs), weights, model.graph.name, opened[0] if opened else None)
+
+
+def _innermost(error: Exception) -> tuple[str | None, str]:
+    """Return the node that failed, where ONNX Runtime says so, and why, without the nodes around it."""
+    text = first_line(error)
+    nodes = [ran or loaded for ran, loaded in _NODE.findall(text)]
+    return (nodes[-1] if nodes else None), _BEFORE_REASON.sub("", text)
+
+
+def _example(value: ir.Value) -> str:
+    """Return an input as `--input` takes it, with numbers for its open sizes."""
+    assert value.shape is not None
+    assert value.dtype is not None
+    first, *others = value.shape
+    sizes = [first if isinstance(first, int) else 1 if others else _SOME_SIZE]
+    sizes += [size if isinstance(size, int) else _SOME_SIZE for size in others]
+    return f"{value.name}:{value.dtype.numpy().name}[{','.join(map(str, sizes))}]"
 
 
 def inputs_of(model: ir.Model) -> list[ir.Value]:

@@ -23,13 +23,12 @@ import numpy as np
 from edgec.calibrate.arrays import Batch, choose, load_arrays, open_samples
 from edgec.calibrate.audio import Audio, list_waves
 from edgec.calibrate.audio_samples import audio_source
-from edgec.calibrate.cache import key
-from edgec.calibrate.classes import classes_of_files
 from edgec.calibrate.encoding import INPUTS
 from edgec.calibrate.images import SUFFIXES as PICTURES
-from edgec.calibrate.images import Pictures, list_pictures, read_picture
+from edgec.calibrate.images import Pictures
+from edgec.calibrate.picture_samples import picture_source
 from edgec.calibrate.ports import Axis, Shape, fit
-from edgec.calibrate.source import Rows, Source, in_slices
+from edgec.calibrate.source import Rows, Source
 from edgec.calibrate.text_samples import SUFFIXES as TEXTS
 from edgec.calibrate.text_samples import text_source
 from edgec.errors import UsageError
@@ -39,6 +38,7 @@ from edgec.frontends.network import Port
 LABELS = ("label", "labels", "target", "targets")
 
 _WINDOW = 128
+_KINDS = f"give .npz, {', '.join(TEXTS)}, .wav, or a folder of {', '.join(PICTURES)} or .wav files"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,8 @@ def load_samples(
         seed: 0 to 2**64 - 1.
         batch: samples in one run, where the network leaves that open.
         tokenizer_files: name -> content, for texts.
-        pictures: how the network takes pictures.
+        pictures: how the network takes pictures; by default what a preprocessor_config.json in the folder says, or else
+            pixels from 0 to 1 with ImageNet's mean and standard deviation, which is remarked.
         labels: its classes, by index.
         audio: how it takes sound.
         window: tokens in a text, at most (128); frames in a sound where the network leaves that open.
@@ -106,7 +107,7 @@ def load_samples(
     Raises:
         UsageError: the samples cannot be read, or are not what the network takes; says both.
         BundleError: the tokenizer cannot be read.
-        MissingRuntimeError: pictures need Pillow.
+        MissingRuntimeError: pictures need Pillow, spectrograms transformers.
     """
     if samples < 1 or batch < 1:
         raise UsageError(f"{samples} samples in batches of {batch}: both must be at least 1")
@@ -124,9 +125,9 @@ def load_samples(
             purpose=purpose,
         )
     elif not path.exists():
-        raise UsageError("there is no such file or folder of samples", where=path_or_name)
+        raise UsageError("there is no such file or folder of samples", where=path_or_name, hint=_KINDS)
     elif path.is_dir() and (pictures is not None or not list_waves(path)):
-        source = _pictures(path, network_ports, pictures, labels, samples, seed)
+        source = picture_source(path, network_ports, pictures, labels, samples, seed)
     elif path.is_dir() or kind in {".wav", ".jsonl"}:
         source = audio_source(path, network_ports, audio or Audio(), labels, samples=samples, seed=seed, window=window)
     elif kind == ".npz":
@@ -135,7 +136,7 @@ def load_samples(
         raise UsageError(
             f"edgec reads no samples from {kind or 'such'} files",
             where=path_or_name,
-            hint=f"give .npz, {', '.join(TEXTS)}, .wav, or a folder of {', '.join(PICTURES)} or .wav files",
+            hint=_KINDS,
         )
     return _samples(source, network_ports, samples, batch)
 
@@ -145,7 +146,11 @@ def _samples(source: Source, ports: Sequence[Port], wanted: int, batch: int) -> 
     found = len(source.places)
     left = found % fitted.batch if fitted.must_be_full else 0
     if left == found:
-        raise UsageError(f"the model takes {fitted.batch} samples at once, there are {found}", where=source.where)
+        raise UsageError(
+            f"the model takes {fitted.batch} samples at once, there are {found}",
+            where=source.where,
+            hint="give more samples, or a model with an open batch",
+        )
 
     def batches() -> Rows:
         for rows, labels in source.rows(fitted.batch):
@@ -173,7 +178,9 @@ def _archive(path: Path, ports: Sequence[Port], samples: int, seed: int) -> Sour
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             arrays, count = open_samples(file, str(path))
     except OSError as error:
-        raise UsageError(f"the samples cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise UsageError(
+            f"the samples cannot be read: {error.strerror or error}", where=str(path), hint="check the file"
+        ) from error
     known = {port.name for port in ports}
     found = [name for name in LABELS if name in arrays and name not in known]
     if len(found) > 1:
@@ -191,38 +198,3 @@ def _archive(path: Path, ports: Sequence[Port], samples: int, seed: int) -> Sour
         places=[f"{path.name}[{index}]" for index in choose(count, samples, seed)],
         rows=rows,
     )
-
-
-def _pictures(
-    folder: Path, ports: Sequence[Port], pictures: Pictures | None, labels: Sequence[str], samples: int, seed: int
-) -> Source:
-    if pictures is None:
-        raise UsageError("a folder of pictures needs the size that the model takes", where=str(folder))
-    found = list_pictures(folder)
-    files = [found[index] for index in choose(len(found), samples, seed)]
-    truth, remarks = classes_of_files(files, folder, labels)
-    shape = next((port.shape for port in ports if port.name == pictures.input), ())
-    order = (1, 2, 0) if shape[-1:] == (3,) and shape[-3:-2] != (3,) else (0, 1, 2)
-    sizes = [(3, pictures.height, pictures.width)[axis] for axis in order]
-
-    def read(some: range) -> Batch:
-        read = [read_picture(file, pictures) for file in files[some.start : some.stop]]
-        return {pictures.input: np.stack(read).transpose(0, *(axis + 1 for axis in order))}
-
-    content = [f"{file.relative_to(folder).as_posix()} {_hash(file)}" for file in files]
-    return Source(
-        where=str(folder),
-        sha256=key(*content, *([] if truth is None else [str(label) for label in truth])),
-        shapes={pictures.input: Shape(tuple(sizes), np.dtype(np.float32))},
-        places=[file.relative_to(folder).as_posix() for file in files],
-        rows=in_slices(read, len(files), truth),
-        remarks=remarks,
-    )
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"the picture cannot be read: {error.strerror or error}", where=str(path)) from error

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, get_type_hints
 
 import msgspec
 import numpy as np
@@ -65,7 +65,11 @@ def text_source(
     ids = next((port for port in ports if port.name == INPUTS[0]), None)
     if ids is None or not ids.shape or not files:
         lacks = "has no tokenizer" if ids is not None and ids.shape else f"has no input {INPUTS[0]!r}"
-        raise UsageError(f"the model takes no text: it {lacks}", where=name)
+        raise UsageError(
+            f"the model takes no text: it {lacks}",
+            where=name,
+            hint="give the directory of its checkpoint, with tokenizer.json, or token ids as .npz",
+        )
     length = ids.shape[-1] if isinstance(ids.shape[-1], int) else None
     encoder = Encoder(files, window, length)
     texts, sha256 = _load(name, samples, seed, window, purpose)
@@ -94,6 +98,7 @@ def read_jsonl(name: str, file: IO[bytes], kind: type[_T]) -> Iterator[tuple[str
         UsageError: a line is not such an object.
     """
     decode = msgspec.json.Decoder(kind).decode
+    fields = get_type_hints(kind)
     for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
         place = f"{name}:{number}"
         if len(raw) > MAX_LINE_BYTES:
@@ -103,7 +108,11 @@ def read_jsonl(name: str, file: IO[bytes], kind: type[_T]) -> Iterator[tuple[str
         try:
             yield place, decode(stripped)
         except (ValueError, RecursionError) as error:  # ValueError: not JSON, not as asked for, or not UTF-8
-            raise UsageError(f"the line cannot be used: {error}", where=place) from error
+            raise UsageError(
+                f"the line cannot be used: {error}",
+                where=place,
+                hint=f"each line is a JSON object with {', '.join(f'`{name}`' for name in fields)}",
+            ) from error
 
 
 def _load(name: str, samples: int, seed: int, window: int, purpose: Purpose) -> tuple[_Texts, str]:
@@ -115,9 +124,11 @@ def _load(name: str, samples: int, seed: int, window: int, purpose: Purpose) -> 
             read = _lines(name, file, window) if is_lines else _paragraphs(name, file, window)
             found = heapq.nsmallest(samples, enumerate(read), lambda item: _order(item[0], seed))
     except OSError as error:
-        raise UsageError(f"the samples cannot be read: {error.strerror or error}", where=name) from error
+        raise UsageError(
+            f"the samples cannot be read: {error.strerror or error}", where=name, hint="check the file"
+        ) from error
     if not found:
-        raise UsageError("there is no text in it", where=name)
+        raise UsageError("there is no text in it", where=name, hint="give a file with text")
     return [text for _, text in sorted(found, key=lambda item: item[0])], sha256
 
 
@@ -160,7 +171,9 @@ def _labels(texts: _Texts, labels: Sequence[str]) -> tuple[Labels | None, tuple[
     truth = targets if any(target is not None for target in targets) else given
     if lacking := [place for (place, _), value in zip(texts, truth, strict=True) if value is None]:
         if len(lacking) < len(texts):
-            raise UsageError("the line has no label, and others have one", where=lacking[0])
+            raise UsageError(
+                "the line has no label, and others have one", where=lacking[0], hint="give all lines one, or none"
+            )
         return None, ()
     if truth is targets:
         return [str(target) for target in targets], ()

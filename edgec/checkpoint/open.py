@@ -11,6 +11,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".json", ".onnx", ".pt", ".pth")
 
 
+_HINT = (
+    "give the directory that holds config.json and the safetensors files, or a .gguf, .onnx or .pt2 file; "
+    "package.module:factory --state weights takes weights alone"
+)
+_WEIGHTS = (
+    "weights alone need the code of their model: package.module:factory --state FILE; or export it to .onnx or .pt2"
+)
+_OTHERS = {
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), _WEIGHTS),
+    ".safetensors": f"give the directory that holds config.json and this file; {_WEIGHTS}",
+    ".jit": "TorchScript contains code, which edgec does not run: export the model to .onnx or .pt2",
+}
+
+
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Open a Hugging Face directory, a GGUF file, or a model on the hub by its id "organisation/name".
 
@@ -33,7 +47,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return open_huggingface(_download(source))
     raise UsageError(
         f"there is no file or directory '{source}'",
-        hint="give a directory with config.json and safetensors, a .gguf file, or a hub id such as organisation/name",
+        hint="give a directory with config.json and safetensors, a .gguf, .onnx or .pt2 file, package.module:factory, "
+        "or a hub id such as organisation/name",
     )
 
 
@@ -45,7 +60,7 @@ def _open_file(path: Path) -> Checkpoint:
     raise CheckpointError(
         f"{path.name} is no checkpoint that edgec can open",
         where=str(path),
-        hint="give the directory that holds config.json and the safetensors files, or a .gguf file",
+        hint=_OTHERS.get(path.suffix.lower(), _HINT),
     )
 
 

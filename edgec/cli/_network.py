@@ -1,20 +1,19 @@
 """What `plan` and `build` do for networks: models that are no decoder language models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgec.cli._console import print_json, print_table, say
+from edgec.cli._console import print_table, say
 from edgec.errors import UsageError
 
 if TYPE_CHECKING:
     from edgec.backends.network import NetworkSettings
     from edgec.calibrate.samples import Samples
     from edgec.evaluate.corpus import Purpose
-    from edgec.evaluate.network import NetworkQuality
     from edgec.frontends.network import Network
     from edgec.frontends.source import NetworkOptions
     from edgec.fuse import Fusions
@@ -59,6 +58,39 @@ def data_option(command: Any) -> Any:
     )(command)
 
 
+def refuse(why: str, **options: object) -> None:
+    """Refuse options that would do nothing here; those that were not given are None, False or empty."""
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"--{name.replace('_', '-')} {why}", hint="leave it out")
+
+
+def check_options(source: str, options: "NetworkOptions") -> None:
+    """Refuse options that say nothing about such a source."""
+    path = Path(source)
+    if path.suffix.lower() == ".onnx" or path.suffix.lower() == ".pt2":
+        refuse("is for Hugging Face directories, whose config has a task", task=options.task)
+        refuse("is for factories: this file has its weights", state=options.state)
+    elif path.is_dir():
+        refuse("is for factories: a Hugging Face directory has its weights", state=options.state)
+    else:
+        refuse("is for Hugging Face directories, whose config has a task", task=options.task)
+    if path.suffix.lower() == ".pt2":
+        refuse("says nothing about a .pt2 file, whose inputs were decided when it was saved", input=options.inputs)
+
+
+def metric_option(command: Any) -> Any:
+    """Add the option that names metrics."""
+    return click.option(
+        "--metric",
+        "metrics",
+        multiple=True,
+        metavar="NAME[:THRESHOLD][@OUTPUT]",
+        help="What to measure of a network, such as top1; a threshold makes two classes of a single score: f1:0.5. "
+        "Repeatable.",
+    )(command)
+
+
 @dataclass(frozen=True, eq=False)
 class Resolved:
     """A network, its plan, and the samples that go into the build."""
@@ -79,7 +111,11 @@ def resolve(
     from edgec.spec.network_plan import Data
     from edgec.spec.network_resolve import resolve_network
 
+    check_options(source, options)
     device, wishes = load_target(target), load_network_profile(profile)
+    if data is not None and not wishes.wishes.is_static:
+        _check_exists(data)
+        say(f"note: profile '{wishes.name}' needs no samples: --calibration-data is not read")
     network, fusions = open_network(source, options)
     calibration = None
     if wishes.wishes.is_static:
@@ -101,6 +137,7 @@ def load(
     seed: int,
     purpose: "Purpose",
     network: "Network | None" = None,
+    text_files: Mapping[str, bytes] | None = None,
 ) -> "Samples":
     """Open samples, several in a run where the outputs tell them apart.
 
@@ -110,7 +147,8 @@ def load(
         samples: how many, at most.
         seed: of their choice.
         purpose: calibration and evaluation take other parts of a default text.
-        network: has what makes inputs of texts and pictures, where it is at hand.
+        network: has what makes inputs of texts, pictures and sound, where it is at hand.
+        text_files: of the tokenizer, where it is not.
     """
     from functools import partial
 
@@ -122,14 +160,31 @@ def load(
         settings.inputs,
         samples=samples,
         seed=seed,
-        tokenizer_files=network.tokenizer_files if network else {},
-        pictures=network.pictures if network else None,
+        tokenizer_files=network.tokenizer_files if network else text_files,
+        pictures=settings.pictures or (network.pictures if network else None),
+        audio=settings.audio or (network.audio if network else None),
         labels=settings.labels,
         purpose=purpose,
     )
     found = opened(batch=_BATCH)
-    together = all(found.axis in port.shape for port in settings.outputs)
+    together = all(found.axis in port.shape for port in settings.outputs) and not _differ(name, settings)
     return found if together or found.batch == 1 else opened(batch=1)
+
+
+def _differ(name: str, settings: "Network | NetworkSettings") -> bool:
+    """Say whether samples have lengths of their own: sounds, where the network leaves open how long they are."""
+    from edgec.calibrate.audio import list_waves
+
+    path = Path(name)
+    is_text = any(port.name == "input_ids" for port in settings.inputs)
+    is_sound = path.suffix.lower() in {".wav", ".jsonl"} or (path.is_dir() and bool(list_waves(path)))
+    is_open = any(port.dtype == "float32" and isinstance(port.shape[-1], str) for port in settings.inputs if port.shape)
+    return is_sound and is_open and not is_text
+
+
+def _check_exists(data: str) -> None:
+    if data != _TEXT and not Path(data).exists():
+        raise UsageError("there is no such file or folder of samples", where=data)
 
 
 def _default_text(network: "Network") -> str | None:
@@ -140,7 +195,7 @@ def _default_text(network: "Network") -> str | None:
 def show_plan(found: Resolved) -> None:
     """Print a plan: what it decides, and every node that becomes int8, or might and does not."""
     from edgec.backends.network import describe_port
-    from edgec.report.network import describe
+    from edgec.spec.network_plan import describe
 
     plan = found.plan
     data = plan.calibration
@@ -153,16 +208,15 @@ def show_plan(found: Resolved) -> None:
     ]
     if data is not None:
         rows.append(("calibration", f"{data.samples} samples of {data.name}, seed {data.seed}"))
+    near = f"cosine with the float model {plan.verify.min_cosine:g}, SNR {plan.verify.min_snr_db:g} dB"
     rows += [
-        (
-            "bounds",
-            f"cosine with the float model {plan.verify.min_cosine:g}, metrics worse by {plan.verify.max_drop:g}",
-        ),
+        ("bounds", f"{near}, metrics worse by {plan.verify.max_drop:g}"),
         *(("remark", remark) for remark in found.network.remarks),
+        *(("remark", remark) for remark in (found.calibration.remarks if found.calibration else ())),
         ("plan", plan.sha256()),
     ]
     print_table(("", ""), rows)
-    kinds = {str(node.name): node.op_type for node in found.network.model.graph}
+    kinds = {str(node.name): node.op_type for node in found.network.model.graph.all_nodes()}
     nodes = [(name, kinds.get(name, ""), "int8") for name in plan.int8]
     nodes += [(name, kinds.get(name, ""), f"float: {reason}") for name, reason in plan.floats.items()]
     if nodes:
@@ -181,11 +235,10 @@ def build(
     """Build a network's bundle, and return the report."""
     from edgec.backends.backend import get_backend
     from edgec.build_network import build_network
-    from edgec.evaluate.metrics import metric_of, split
+    from edgec.evaluate.wanted import wanted_metrics
 
     get_backend(found.plan.backend).require_compiler(found.target)
-    for metric in metrics:  # before the work
-        metric_of(split(metric)[0])
+    wanted_metrics(metrics, found.network.outputs)  # before samples are looked for
     evaluation = None
     if verify:
         name = eval_data or _default_text(found.network)
@@ -206,62 +259,3 @@ def build(
         metrics=metrics,
         say=announce,
     )
-
-
-def evaluate(
-    bundle: Path,
-    source: str | None,
-    options: "NetworkOptions",
-    data: str | None,
-    metrics: tuple[str, ...],
-    samples: int | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Measure a network's bundle on samples, alone or beside its source, and print what was found."""
-    from edgec.backends.backend import backend_of
-    from edgec.backends.network import read_network_settings
-    from edgec.bundle.open import find_artifact, read_network_plan
-    from edgec.evaluate.metrics import Setting
-    from edgec.evaluate.network import compare
-    from edgec.report.network import quality_rows
-
-    if data is None or not (metrics or source):
-        raise UsageError(
-            "say what to measure, and on what", hint="such as --eval-data samples.npz --metric top1, or --source MODEL"
-        )
-    artifact, plan = find_artifact(bundle), read_network_plan(bundle)
-    settings, backend = read_network_settings(artifact), backend_of(artifact)
-    if note := backend.not_run(artifact):
-        say(f"note: {note}")
-    network = None
-    if source is not None:
-        from edgec.frontends.source import open_network
-
-        network, _ = open_network(source, options)
-    loaded = load(data, settings, samples or plan.verify.samples, 0, "evaluation", network)
-    session = backend.open_network(artifact, "shipped")
-    setting = Setting(settings.labels)
-    if network is None:
-        outputs = [session.run(batch) for batch in loaded.inputs()]
-        found = compare(outputs, outputs, loaded, metrics, ports=settings.outputs, setting=setting)
-        _show_alone(loaded, found, as_json=as_json)
-        return
-    from edgec.calibrate.run import run
-
-    floats, shipped = run(network.model, loaded.inputs()), map(session.run, loaded.inputs())
-    found = compare(floats, shipped, loaded, metrics, ports=settings.outputs, setting=setting)
-    if as_json:
-        print_json({"data": loaded.name, "data_sha256": loaded.sha256, "quality": found})
-    else:
-        print_table(("", ""), quality_rows(found), title=f"{loaded.count} samples of {loaded.name}")
-
-
-def _show_alone(loaded: "Samples", found: "NetworkQuality", *, as_json: bool) -> None:
-    """Print the metrics of a network without its source."""
-    values = {metric.name: metric.test for metric in found.metrics}
-    if as_json:
-        print_json({"data": loaded.name, "data_sha256": loaded.sha256, "samples": loaded.count, **values})
-        return
-    rows = [(name, "not defined" if value is None else f"{value:.6g}") for name, value in values.items()]
-    print_table(("", "value"), rows, title=f"{loaded.count} samples of {loaded.name}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgec.cli import _network
+from edgec.cli import _network, _network_eval
 from edgec.cli._console import json_option, print_json, print_table, progress, say
 from edgec.errors import require
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--source", metavar="CHECKPOINT", help="Compare with this checkpoint, token by token or sample by sample."
 )
 @click.option("--eval-data", metavar="PATH", help="Samples to measure a network on.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="What to measure of a network; repeatable.")
+@_network.metric_option
 @click.option("--samples", type=click.IntRange(min=1), help="How many, of a network.  [default: the plan's]")
 @_network.source_options
 @click.option("--tokens", type=click.IntRange(min=2), help="How many tokens.  [default: the plan's]")
@@ -57,9 +57,17 @@ def command(
     if is_network_bundle(bundle):
         from edgec.frontends.source import NetworkOptions
 
+        _network.refuse(
+            "is for decoder language models", eval_text=eval_text, tokens=tokens, window=window,
+            ignore_config=ignore_config,
+        )  # fmt: skip
         options = NetworkOptions(task, inputs, state, fixed)
-        _network.evaluate(bundle, source, options, eval_data, metrics, samples, as_json=as_json)
+        _network_eval.evaluate(bundle, source, options, eval_data, metrics, samples, as_json=as_json)
         return
+    _network.refuse(
+        "is for other models than decoder language models", eval_data=eval_data, metric=metrics, samples=samples,
+        task=task, input=inputs, state=state, fix=fixed,
+    )  # fmt: skip
     if source:
         require("onnx_ir", "build")
     artifact, plan = find_artifact(bundle), read_plan(bundle)

@@ -38,13 +38,25 @@ def command(
     from edgec.bundle.manifest import MANIFEST
     from edgec.frontends.source import NetworkOptions, is_network
 
+    options = NetworkOptions(task, inputs, state, fixed)
+    reading = {"task": task, "input": inputs, "state": state, "fix": fixed}
     if (Path(path) / MANIFEST).is_file():
+        _network.refuse(
+            "looks at a model: this is a bundle, give what it was built from",
+            fusions=fusions,
+            nodes=nodes,
+            tensors=tensors,
+            **reading,
+        )
         _bundle(Path(path), as_json)
     elif is_network(path, task):
-        _inspect_network(path, NetworkOptions(task, inputs, state, fixed), fusions, nodes, as_json)
+        _network.refuse("is for checkpoints of decoder language models: --nodes lists a graph", tensors=tensors)
+        _network.check_options(path, options)
+        _inspect_network(path, options, fusions, nodes, as_json)
     elif fusions or nodes:
         raise UsageError("decoder language models are written fused: there is no graph to look at", where=path)
     else:
+        _network.refuse("is for other models than decoder language models", input=inputs, state=state, fix=fixed)
         _checkpoint(path, tensors, as_json)
 
 
@@ -133,7 +145,7 @@ def _plan_rows(plan: "Plan | NetworkPlan") -> list[tuple[str, str]]:
 
         return [("profile", plan.profile), *storage_rows(plan), ("context", f"{plan.context_length} tokens")]
     from edgec.backends.network import describe_port
-    from edgec.report.network import describe
+    from edgec.spec.network_plan import describe
 
     return [
         ("profile", f"{plan.profile}: {describe(plan)}"),

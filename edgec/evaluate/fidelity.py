@@ -37,6 +37,43 @@ class Fidelity(msgspec.Struct, frozen=True):
     agreement: float | None
 
 
+def broken_bounds(outputs: Iterable[Fidelity], min_cosine: float, min_snr_db: float) -> list[str]:
+    """Return a sentence for each output and bound that it breaks; a NaN breaks each.
+
+    Outputs without error, and those of a float model that gives nothing but 0, have no SNR: cosines are 1 and 0 there.
+    """
+    found = []
+    for output in outputs:
+        if not output.cosine >= min_cosine:
+            found.append(
+                f"the cosine of {output.output} with the float model's is {_below_one(output.cosine)} "
+                f"(allowed at least {min_cosine:g})"
+            )
+        if output.snr_db is not None and not output.snr_db >= min_snr_db:
+            found.append(
+                f"the SNR of {output.output} against the float model's is {output.snr_db:.1f} dB "
+                f"(allowed at least {min_snr_db:g} dB)"
+            )
+    return found
+
+
+def loss(outputs: Iterable[Fidelity]) -> float:
+    """Return how far the farthest output is from the float model's: 0 for none, infinite where there are no numbers.
+
+    By angle or by noise, whichever is worse: a cosine does not see the size of outputs, and is 1 for single numbers of
+    one sign; noise does not see samples with small outputs. Half of noise over signal is 1 - cosine at equal lengths.
+    """
+    found = [
+        max(1 - output.cosine, 0.0 if output.snr_db is None else 10 ** (-output.snr_db / 10) / 2) for output in outputs
+    ]
+    return max(found, default=math.inf)
+
+
+def _below_one(cosine: float) -> str:
+    """Return a cosine with as many digits as tell it from 1."""
+    return f"{cosine:.4f}" if not cosine > 1 - 5e-5 else f"1 - {1 - cosine:.1e}"
+
+
 class Changed(msgspec.Struct, frozen=True):
     """A sample for which the output changed.
 
@@ -102,7 +139,10 @@ def _predictions(part: Part, setting: Setting) -> list[str | None] | None:
         best = scores.argmax(axis=1).tolist()
         names = setting.classes if len(setting.classes) == scores.shape[1] else range(scores.shape[1])
         return [str(names[index]) for index in best]
-    is_text = part.values.ndim == (3 if part.values.dtype.kind == "f" else 2)
+    is_float = part.values.dtype.kind == "f"
+    is_text = part.values.ndim == (3 if is_float else 2) and not (
+        is_float and part.values.shape[-1] < setting.vocabulary  # hidden states, or classes of tokens
+    )
     return [*texts(part.values, part.valid, setting)] if is_text and setting.decode is not None else None
 
 
@@ -114,6 +154,7 @@ def changes(part: Part, first: int, places: Sequence[str], setting: Setting) -> 
     distances = np.divide(errors, lengths, out=np.zeros(len(errors)), where=lengths > 0).tolist()
     unnamed: list[str | None] = [None] * len(distances)
     predicted = _predictions(part, setting) or unnamed
+    assert part.reference is not None
     right = _predictions(replace(part, outputs=part.reference), setting) or unnamed
     for row, (distance, was, now) in enumerate(zip(distances, right, predicted, strict=True)):
         if distance > 0:

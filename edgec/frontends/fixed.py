@@ -27,7 +27,11 @@ def fix_inputs(network: Network, settings: Sequence[str]) -> Network:
     ports = {port.name: port for port in network.inputs}
     values = {str(value.name): value for value in network.model.graph.inputs}
     for setting in settings:
-        name, _, text = setting.partition("=")
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--fix {setting} says no number", where=name, hint=f"write it behind the name: --fix {name}=16000"
+            )
         if name not in ports:
             raise UsageError(f"the model has no input '{name}'", hint=f"its inputs: {', '.join(ports)}")
         value, array = values[name], _array(ports.pop(name), text)
@@ -59,7 +63,11 @@ def fix_sizes(network: Network, inputs: Iterable[str]) -> Network:
         pairs = [(has, size) for has, size in zip(port.shape, wanted.shape, strict=False) if isinstance(size, int)]
         odd = any(isinstance(has, int) and has != size for has, size in pairs)
         if odd or len(port.shape) != len(wanted.shape) or port.dtype != wanted.dtype:
-            raise UsageError(f"'{port.name}' is {port.dtype}{list(port.shape)} in the model", where=wanted.name)
+            raise UsageError(
+                f"'{port.name}' is {port.dtype}[{', '.join(map(str, port.shape))}] in the model",
+                where=f"--input {wanted.name}",
+                hint="state numbers for its open sizes alone; all else stays as the file has it",
+            )
         sizes |= {has: size for has, size in pairs if isinstance(has, str)}
     rename_sizes(network.model, {name: str(size) for name, size in sizes.items()})
     sized = {port.name: _sized(port, sizes) for port in network.inputs}
@@ -81,7 +89,11 @@ def _sized(port: Port, sizes: Mapping[str, int]) -> Port:
 def _array(port: Port, text: str) -> NDArray[Any]:
     sizes = [size for size in port.shape if isinstance(size, int)]
     if len(sizes) < len(port.shape):
-        raise UsageError(f"input '{port.name}' has open sizes {list(port.shape)}, so it is no constant")
+        raise UsageError(
+            f"input '{port.name}' has open sizes [{', '.join(map(str, port.shape))}], so it is no constant",
+            where=f"--fix {port.name}",
+            hint=f"state its sizes first: --input {port.name}:{port.dtype}[...]",
+        )
     try:
         number = float(text)
     except ValueError:
@@ -89,5 +101,5 @@ def _array(port: Port, text: str) -> NDArray[Any]:
     with np.errstate(all="ignore"):  # told below
         array = np.full(sizes, number).astype(port.dtype)
     if not np.isfinite(array).all() or (array.dtype.kind != "f" and (array != number).any()):
-        raise UsageError(f"{text} is no {port.dtype}", where=port.name)
+        raise UsageError(f"{text} is no {port.dtype}", where=f"--fix {port.name}", hint="give a number that fits it")
     return array

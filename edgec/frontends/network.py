@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgec.calibrate.audio import Audio
 from edgec.calibrate.images import Pictures
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class Network:
         files: name -> SHA-256 in hex, of everything that goes into a build.
         task: by optimum's name, such as "feature-extraction"; None where nobody knows.
         labels: class names by index, where the checkpoint has them.
-        tokenizer_files: name -> content, where it takes text.
-        pictures: how it takes pictures, where it does.
+        tokenizer_files: name -> content, where it takes text, or gives it.
+        pictures: how it takes pictures, where somebody says so.
+        audio: how it takes sound, where somebody says so.
         fixed: `name=number` of each input that was made a constant.
         remarks: what the user should know, such as an operator that was replaced.
     """
@@ -58,5 +60,6 @@ class Network:
     labels: tuple[str, ...] = ()
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     pictures: Pictures | None = None
+    audio: Audio | None = None
     fixed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

@@ -94,14 +94,7 @@ def distance(model: ir.Model, observation: Observation, tolerance: float, *, int
         return largest
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        try:
-            ir.save(model, path, external_data="weights", size_threshold_bytes=_EXTERNAL_BYTES)
-        except OSError as error:
-            raise OutputError(
-                f"a copy of the model, to compare its outputs, cannot be written: {error}",
-                where=folder,
-                hint="make room there, or set TMPDIR to another directory",
-            ) from error
+        save_copy(model, path)
         try:
             session = open_plain(path)
             given = [session.run(None, _fit(feed, model)) for feed in observation.feeds]
@@ -125,6 +118,22 @@ def distance(model: ir.Model, observation: Observation, tolerance: float, *, int
                 )
             largest = max(largest, apart)
     return largest
+
+
+def save_copy(model: ir.Model, path: Path) -> None:
+    """Write a graph that is run once, its weights beside it.
+
+    Raises:
+        OutputError: there is no room for it.
+    """
+    try:
+        ir.save(model, path, external_data="weights", size_threshold_bytes=_EXTERNAL_BYTES)
+    except OSError as error:
+        raise OutputError(
+            f"a copy of the model, to compare its outputs, cannot be written: {error.strerror or error}",
+            where=str(path.parent),
+            hint="make room there, or set TMPDIR to another directory",
+        ) from error
 
 
 def open_plain(path: Path) -> ort.InferenceSession:

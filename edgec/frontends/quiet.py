@@ -1,10 +1,13 @@
-"""Silence while torch, its exporter and models work."""
+"""Silence while torch, its exporter and models work, and where in a model they failed."""
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
 
 
 @contextmanager
@@ -18,3 +21,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def place_of(error: BaseException) -> str | None:
+    """Return the line of a model's code, `file:line in function`, in which an error came up; None for torch's own."""
+    homes = [spec.origin for name in ("torch", "edgec", "importlib") if (spec := find_spec(name)) and spec.origin]
+    foreign = tuple(f"{Path(home).parent}/" for home in homes)
+    frames = traceback.extract_tb(error.__traceback__)
+    found = [frame for frame in frames if not frame.filename.startswith((*foreign, "<"))]
+    return f"{found[-1].filename}:{found[-1].lineno} in {found[-1].name}" if found else None

@@ -1,12 +1,12 @@
 """What a user may name as a model, and which frontend reads it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.errors import UsageError, require
+from edgec.errors import CheckpointError, UsageError, require
 from edgec.frontends.network import Network
 
 if TYPE_CHECKING:
@@ -75,11 +75,53 @@ def open_network(source: str, options: NetworkOptions) -> "tuple[Network, Fusion
     from edgec.fuse import fuse
 
     network = _read(source, options)
-    if network.format == "onnx" and options.inputs:
+    sized = network.format == "onnx" and bool(options.inputs)
+    if sized:
         network = fix_sizes(network, options.inputs)
     if options.fixed:
         network = fix_inputs(network, options.fixed)
-    return network, fuse(network.model, "canonical")
+    fusions = fuse(network.model, "canonical")
+    if sized:
+        _check_sizes(network, options.inputs)
+    return _prepared(network, source, options), fusions
+
+
+def _prepared(network: Network, source: str, options: NetworkOptions) -> Network:
+    """Return a network that knows what a preprocessor beside its file says of pictures and sound."""
+    from edgec.calibrate.preparation import find_audio, find_pictures, read_preprocessor
+    from edgec.checkpoint.files import sha256_file
+
+    path = Path(source)
+    if path.is_dir() or not (path.is_file() or options.state):  # a directory was read with what is in it
+        return network
+    preprocessor, files = read_preprocessor((options.state or path).parent)
+    audio = find_audio(preprocessor)
+    pictures = find_pictures(network.inputs, preprocessor) if preprocessor and audio is None else None
+    if audio is None and pictures is None:
+        return network
+    hashes = {name: sha256_file(path) for name, path in files.items()}
+    return replace(network, pictures=pictures, audio=audio, files=dict(sorted({**network.files, **hashes}.items())))
+
+
+def _check_sizes(network: Network, inputs: tuple[str, ...]) -> None:
+    """Refuse sizes that contradict the graph; branches that never run count, too."""
+    from edgec.calibrate.run import open_model
+    from edgec.graph.branches import deciding_option
+
+    try:
+        open_model(network.model, [port.name for port in network.outputs])
+    except CheckpointError as error:
+        options = sorted({option for node in network.model.graph if (option := deciding_option(node))})
+        advice = f"say which branch runs: {' '.join(options)}" if options else "give sizes that it was made for"
+        raise UsageError(
+            f"the model does not take the sizes of --input {' '.join(inputs)}: {error.what}",
+            where=error.where,
+            hint=advice,
+        ) from error
+
+
+def _missing(file: str) -> UsageError:
+    return UsageError(f"there is no file '{file}'", where=str(Path(file).absolute()), hint="check the path")
 
 
 def _read(source: str, options: NetworkOptions) -> Network:
@@ -88,19 +130,21 @@ def _read(source: str, options: NetworkOptions) -> Network:
         from edgec.frontends.onnx_file import read_onnx
 
         if not path.is_file():
-            raise UsageError(f"there is no file '{source}'")
+            raise _missing(source)
         return read_onnx(path)
     require("torch", "build")
     if path.suffix.lower() == ".pt2":
         from edgec.frontends.traced_program import trace_program
 
         if not path.is_file():
-            raise UsageError(f"there is no file '{source}'")
+            raise _missing(source)
         return trace_program(path)
     if path.is_dir():
         from edgec.frontends.transformers_model import trace_transformers
 
         return trace_transformers(path, options.task, options.inputs)
+    if options.state is not None and not options.state.is_file():
+        raise _missing(str(options.state))
     from edgec.frontends.torch_sources import trace_module
 
     return trace_module(source, options.inputs, options.state)

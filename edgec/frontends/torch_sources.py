@@ -3,10 +3,8 @@
 import importlib
 import inspect
 import pickle
-import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +16,10 @@ from edgec.checkpoint.files import sha256_file, size_bytes
 from edgec.checkpoint.safetensors_file import read_header
 from edgec.errors import CheckpointError, UsageError, first_line
 from edgec.frontends.network import Network
-from edgec.frontends.quiet import quiet
+from edgec.frontends.quiet import place_of, quiet
 from edgec.frontends.trace_inputs import SPELLING, Argument, arguments_of, parse_arguments
 from edgec.frontends.traced import trace
+from edgec.user_code import working_directory
 
 # What training scripts wrap a state dict in, and what wrappers of modules put before its names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -42,7 +41,7 @@ def trace_module(factory: str, inputs: Iterable[str] = (), state: Path | None = 
         UsageError: there is no such factory, it fails, or nothing says what the model takes.
         CheckpointError: the weights are not those of this model, or it cannot be traced.
     """
-    with _working_directory():
+    with working_directory():
         home, made = _build(factory)
         if state is not None:
             _load_state(made, state)
@@ -131,18 +130,6 @@ def _load_state(module: torch.nn.Module, path: Path) -> None:
     module.load_state_dict(tensors, strict=False)
 
 
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """Let Python find modules in the working directory, as it does for scripts."""
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
 def _build(factory: str) -> tuple[ModuleType, torch.nn.Module]:
     """Return the Python module that the user named, and the model that the factory in it makes."""
     name, _, attribute = factory.partition(":")
@@ -159,11 +146,15 @@ def _build(factory: str) -> tuple[ModuleType, torch.nn.Module]:
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
             f"{factory} fails: {type(error).__name__}: {first_line(error)}",
-            where=str(Path.cwd()),
+            where=place_of(error) or str(Path.cwd()),
             hint="it must be importable from here and make the model from no arguments",
         ) from error
     if not isinstance(made, torch.nn.Module):
-        raise UsageError(f"{factory} makes a {type(made).__name__}, not an nn.Module", where=factory)
+        raise UsageError(
+            f"{factory} makes a {type(made).__name__}, not an nn.Module",
+            where=factory,
+            hint="name a function or a class that makes an nn.Module",
+        )
     return home, made
 
 

@@ -1,7 +1,9 @@
 """Trace a torch module: one graph of standard operators, proven to compute what the module computes."""
 
 import inspect
+import io
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 
 from edgec.errors import CheckpointError, first_line
 from edgec.frontends.network import Port
-from edgec.frontends.quiet import quiet
+from edgec.frontends.quiet import place_of, quiet
 from edgec.frontends.trace_inputs import BATCH, Argument, Axis, Feed, axes_of, draw, pin, tracing_sizes, trial_sizes
 from edgec.frontends.traced_graph import canonicalise, rename_sizes
 from edgec.frontends.traced_proof import prove
 
 OPSET = 23
+
+_OTHERWISE = "give it other example inputs, or export it to ONNX yourself and give the .onnx file"
+_BRANCHES = "what it does there depends on its numbers: write it with torch.where, or export it to ONNX yourself"
+_ON_NUMBERS = {"GuardOnDataDependentSymNode"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +149,8 @@ def cannot(error: Exception, what: str) -> CheckpointError:
     assert isinstance(root, Exception)
     return CheckpointError(
         f"{what}: {type(root).__name__}: {first_line(root)}",
-        hint="give it other example inputs, or export it to ONNX yourself and give the .onnx file",
+        where=place_of(root),
+        hint=_BRANCHES if type(root).__name__ in _ON_NUMBERS else _OTHERWISE,
     )
 
 
@@ -219,7 +226,7 @@ def _export(flat: _Flat, arguments: tuple[Argument, ...]) -> torch.export.Export
     auto = torch.export.Dim.AUTO
     opened = tuple({i: auto for i, size in enumerate(a.shape) if isinstance(size, Axis)} for a in arguments)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():  # where torch prints the graph that it gives up
             tensors = tuple(torch.from_numpy(array) for array in feed.values())
             return torch.export.export(flat, tensors, dynamic_shapes=(opened,), strict=False)
     except Exception as error:

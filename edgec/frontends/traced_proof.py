@@ -10,12 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgec.errors import CheckpointError, first_line
-from edgec.frontends.onnx_proof import open_plain, relative_distance
+from edgec.frontends.onnx_proof import open_plain, relative_distance, save_copy
 from edgec.frontends.trace_inputs import Feed
 
 # How far outputs may be from torch's, relative to the largest number of the output.
 TOLERANCE = 1e-4
-_EXTERNAL_BYTES = 1024
 
 
 def prove(model: ir.Model, feeds: Sequence[Feed], outputs: Sequence[Sequence[NDArray[Any]]]) -> float:
@@ -28,12 +27,13 @@ def prove(model: ir.Model, feeds: Sequence[Feed], outputs: Sequence[Sequence[NDA
 
     Raises:
         CheckpointError: an output is farther than `TOLERANCE` from torch's, or the graph does not run.
+        OutputError: there is no room for a copy of the graph.
     """
     names = [value.name or "" for value in model.graph.outputs]
     farthest = 0.0
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="weights", size_threshold_bytes=_EXTERNAL_BYTES)
+        save_copy(model, path)
         for given, wanted in zip(_run(path, feeds), outputs, strict=True):
             for name, one, other in zip(names, given, wanted, strict=True):
                 apart = relative_distance(other, one) if one.dtype == other.dtype else float("inf")

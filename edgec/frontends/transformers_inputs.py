@@ -2,10 +2,8 @@
 
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from optimum.utils import input_generators as generators
 from optimum.utils.normalized_config import (
@@ -17,13 +15,9 @@ from optimum.utils.normalized_config import (
 from transformers import PretrainedConfig, PreTrainedModel
 
 from edgec.calibrate.images import Pictures
-from edgec.checkpoint.files import exists, read_json_object
+from edgec.calibrate.preparation import normalised
 from edgec.errors import UsageError
 from edgec.frontends.trace_inputs import BATCH, SPELLING, Argument, Axis
-
-# How pictures and sound are prepared: in a file of its own, or in one with the tokenizer's.
-_PREPROCESSOR = "preprocessor_config.json"
-_PROCESSOR = "processor_config.json"
 
 _SOUND = ("input_values", "input_features")
 # The largest sizes that a traced model is tried with, where its tables have room.
@@ -38,19 +32,6 @@ _GENERATORS = {
 }
 
 
-def read_preprocessor(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Return how pictures or sound are prepared, and the file that says so by name; empty where nothing does.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    for name, keys in ((_PREPROCESSOR, ()), (_PROCESSOR, ("image_processor", "feature_extractor"))):
-        if exists(folder / name):
-            found = read_json_object(folder / name)
-            return next((found[key] for key in keys if isinstance(found.get(key), dict)), found), {name: folder / name}
-    return {}, {}
-
-
 def describe_inputs(
     model: PreTrainedModel, task: str, preprocessor: dict[str, Any], wanted: tuple[Argument, ...]
 ) -> tuple[Argument, ...]:
@@ -59,7 +40,7 @@ def describe_inputs(
     Args:
         model: says by its signature and config what it takes.
         task: by optimum's name.
-        preprocessor: as `read_preprocessor` returns it.
+        preprocessor: as `edgec.calibrate.preparation.read_preprocessor` returns it.
         wanted: these are taken as they are.
 
     Raises:
@@ -82,19 +63,7 @@ def describe_pictures(arguments: tuple[Argument, ...], preprocessor: dict[str, A
     if argument is None or len(argument.shape) != 4 or argument.shape[1] != 3:
         return None
     height, width = (size.largest if isinstance(size, Axis) else size for size in argument.shape[2:])
-    plain = Pictures(input=argument.name, height=height, width=width)
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if preprocessor.get("do_normalize", True):
-        mean = _three(preprocessor.get("image_mean"), plain.mean)
-        std = _three(preprocessor.get("image_std"), plain.std)
-    # The preprocessor's numbers are for pixels that it has scaled, ours for pixels from 0 to 1.
-    factor = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
-    span = 255 * float(factor)
-    return msgspec.structs.replace(
-        plain,
-        mean=(mean[0] / span, mean[1] / span, mean[2] / span),
-        std=(std[0] / span, std[1] / span, std[2] / span),
-    )
+    return normalised(Pictures(input=argument.name, height=height, width=width), preprocessor)
 
 
 def _known(
@@ -200,12 +169,3 @@ def _shape(
             for size, changed in zip(result, other, strict=True)
         ]
     return tuple(result)
-
-
-def _three(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Return one number for each of red, green and blue."""
-    if isinstance(values, int | float):
-        return float(values), float(values), float(values)
-    if isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values):
-        return float(values[0]), float(values[1]), float(values[2])
-    return default

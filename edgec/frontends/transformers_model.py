@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from edgec.calibrate.preparation import find_audio, read_preprocessor
 from edgec.checkpoint.files import exists, read_bytes, read_json_object, sha256_file
 from edgec.checkpoint.huggingface import TOKENIZER_FILES, open_huggingface
 from edgec.errors import CheckpointError, UsageError, first_line
@@ -19,13 +20,16 @@ from edgec.frontends.quiet import quiet
 from edgec.frontends.sentence import Pooling, read_pooling
 from edgec.frontends.trace_inputs import Argument, axes_of, draw, parse_arguments, tracing_sizes
 from edgec.frontends.traced import named_tensors, trace
-from edgec.frontends.transformers_inputs import describe_inputs, describe_pictures, read_preprocessor
+from edgec.frontends.transformers_inputs import describe_inputs, describe_pictures
 
 _ATTENTION = "edgec"
 _SAME = 1e-5
 _PICKLED = "pytorch_model.bin"
 _POOLER = ".pooler."
 _ENCODER = "feature-extraction"
+# Its outputs are for CTC: the characters that they stand for are in a file of their own.
+_SPEECH = "automatic-speech-recognition"
+_VOCABULARY = "vocab.json"
 
 
 def trace_transformers(directory: Path, task: str | None = None, inputs: Iterable[str] = ()) -> Network:
@@ -54,8 +58,13 @@ def trace_transformers(directory: Path, task: str | None = None, inputs: Iterabl
     traced = trace(_Outputs(model, pooling), arguments, root="module.")
     pictures = describe_pictures(arguments, preprocessor)
     text = any(argument.name == "input_ids" for argument in arguments)
+    if chosen == _SPEECH and exists(folder / _VOCABULARY):
+        files[_VOCABULARY] = folder / _VOCABULARY
+    texts = (*TOKENIZER_FILES, _VOCABULARY) if text or chosen == _SPEECH else ()
     if text and "tokenizer.json" not in files:
         remarks.append("there is no tokenizer.json: samples must be token ids")
+    if pictures is not None and not preprocessor:
+        remarks.append("there is no preprocessor_config.json: pictures get ImageNet's mean and standard deviation")
     return Network(
         name=directory.name,
         format="huggingface",
@@ -66,8 +75,9 @@ def trace_transformers(directory: Path, task: str | None = None, inputs: Iterabl
         files={name: sha256_file(files[name]) for name in sorted(files)},
         task=chosen,
         labels=_labels(raw, chosen),
-        tokenizer_files={name: read_bytes(files[name]) for name in TOKENIZER_FILES if text and name in files},
+        tokenizer_files={name: read_bytes(files[name]) for name in texts if name in files},
         pictures=pictures,
+        audio=find_audio(preprocessor),
         remarks=(*remarks, *missing, *(pooling.remarks if pooling else ()), *traced.remarks),
     )
 

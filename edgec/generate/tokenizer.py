@@ -94,6 +94,10 @@ class Tokenizer:
         """Return token ids; `special` adds what the tokenizer puts around a text."""
         return self._engine.encode(text, add_special_tokens=special).ids
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, None where there is no such token."""
+        return self._engine.token_to_id(token)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text, without special tokens."""
         return self._engine.decode(ids)

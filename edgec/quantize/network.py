@@ -1,6 +1,7 @@
 """Float network -> quantized network: calibrate, round, and leave in float what hurts most."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgec.calibrate.observe import observe
 from edgec.calibrate.run import run
 from edgec.calibrate.samples import Samples
 from edgec.errors import RegressionError
+from edgec.evaluate.fidelity import Fidelity, broken_bounds, loss
 from edgec.evaluate.network import compare
 from edgec.frontends.network import Port
 from edgec.graph.store import Store
@@ -42,6 +44,7 @@ class Rounding(msgspec.Struct, frozen=True):
         correct_bias: biases take up what rounding shifts on average.
         min_cosine: of each output with the float model's, below which nodes go back to float.
         keep_float: share of the nodes that may, and at least one of them; 0 for none.
+        min_snr_db: of each output against the float model's, below which nodes go back to float, too.
     """
 
     range: str
@@ -50,6 +53,7 @@ class Rounding(msgspec.Struct, frozen=True):
     correct_bias: bool
     min_cosine: float
     keep_float: float
+    min_snr_db: float = -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,27 +111,29 @@ def quantize_static(
     few = _few(samples)
     reference = list(run(model, few.inputs()))
 
-    def cosine(candidate: ir.Model) -> float:
+    def found(candidate: ir.Model) -> tuple[Fidelity, ...]:
         try:
-            found = compare(reference, run(candidate, few.inputs()), few, (), ports=outputs)
+            return compare(reference, run(candidate, few.inputs()), few, (), ports=outputs).outputs
         except RegressionError:  # it computes what is no number
-            return -1.0
-        return min(output.cosine for output in found.outputs)
+            return ()
 
-    whole = cosine(quantized)
+    def holds(candidate: ir.Model) -> bool:
+        made = found(candidate)
+        return bool(made) and not broken_bounds(made, rounding.min_cosine, rounding.min_snr_db)
+
     anchors = [site for site in placement.sites if site.data and site.weight is not None]
     most = _most(rounding.keep_float, len(anchors))
-    if not whole >= rounding.min_cosine and most:
+    if most and not holds(quantized):
         losses = {}
         for site in anchors:
-            losses[site.node] = 1 - cosine(build(_alone(site, placement), correct=False))
+            losses[site.node] = loss(found(build(_alone(site, placement), correct=False)))
             tick(site.node)
         worst = sorted(losses, key=lambda node: (-losses[node], node))
         for count in _counts(most):
-            kept = {node: f"rounding it alone costs {losses[node]:.1e} of cosine" for node in worst[:count]}
+            kept = {node: f"rounding it alone costs {losses[node]:.1e} of cosine or SNR" for node in worst[:count]}
             placement = place(frozenset(kept))
             quantized = build(placement)
-            if cosine(quantized) >= rounding.min_cosine:
+            if holds(quantized):
                 break
     if find_slow is not None:
         slow = find_slow(lambda more: build(place(frozenset({*kept, *more})), correct=False), placement)
@@ -136,6 +142,13 @@ def quantize_static(
             placement = place(frozenset(kept))
             quantized = build(placement)
     return Quantized(quantized, kept, placement)
+
+
+def left_float(made: Quantized, meant: Iterable[str]) -> dict[str, str]:
+    """Return why each of the nodes that were meant to be int8 and are not stayed in float."""
+    there = set() if made.placement is None else {site.node for site in made.placement.sites}
+    lost = (node for node in meant if node not in there)
+    return {node: made.kept_float.get(node, "what it reads or gives stays in float") for node in lost}
 
 
 class _Builder:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgec.graph.branches import deciding_option, inner_nodes
 from edgec.graph.rewrite import users
 from edgec.quantize.operators import ABSORBED, ANCHORS, KEEPING
 
@@ -98,11 +99,12 @@ def place(
         if reason is None and weight is not None and axes.setdefault(weight.name, weight.axis) != weight.axis:
             reason = "its weight has scales along the other axis, for another node"
         if reason is None and node.op_type not in anchors:
-            reason = "the runtime has no kernel for it that finds scales as it runs"
+            reason = "dynamic int8 covers products only"
         if reason is None:
             sites[node] = _anchor(node, weight)
         else:
             floats[str(node.name)] = reason
+    floats |= _in_bodies(model.graph)
     integer = _from_integers(nodes, sites, follow, skip)
     wanted = _wanted(nodes, sites, integer)
     for node in nodes:
@@ -165,6 +167,17 @@ def _refusal(node: ir.Node, weight: Weight | None) -> str | None:
         if not plain or node.attributes.get_int("transA", 0) != 0:
             return "it scales or transposes what it reads"
     return None
+
+
+def _in_bodies(graph: ir.Graph) -> dict[str, str]:
+    """Return the nodes with weights in the bodies of others, which stay in float, and why."""
+    found = {}
+    for node, outer in inner_nodes(graph):
+        if node.op_type in ANCHORS and not node.domain and weight_of(node) is not None:
+            option = deciding_option(outer)
+            advice = f"; {option} decides which branch runs" if option else ""
+            found[str(node.name)] = f"inside {outer.op_type}: stays float{advice}"
+    return found
 
 
 def _anchor(node: ir.Node, weight: Weight | None) -> Site:

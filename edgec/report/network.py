@@ -1,13 +1,14 @@
 """What a build of a network measured, and its page for people."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from edgec.evaluate.network import MetricQuality, NetworkQuality
 from edgec.fuse.result import Fused
 from edgec.report.model import Integers, Stage
-from edgec.spec.network_plan import NetworkPlan
+from edgec.spec.network_plan import NetworkPlan, describe
 
 _MIB = 2**20
 
@@ -98,9 +99,9 @@ def summary(plan: NetworkPlan, report: NetworkReport) -> list[tuple[str, str]]:
         ("target, backend", f"{plan.target}, {plan.backend}"),
         ("profile", f"{plan.profile}: {describe(plan)}"),
     ]
-    if plan.int8:
-        more = len(report.kept_float) + len(plan.floats)
-        rows.append(("int8", f"{integers} nodes" + (f"; {more} more might be, and stay in float" if more else "")))
+    if plan.wishes.weights == "int8":
+        floats = _in_float([*plan.floats.values(), *report.kept_float.values()])
+        rows.append(("int8", f"{integers} node{'' if integers == 1 else 's'}{floats}"))
     rows += [("size", f"{size / _MIB:.1f} MiB")]
     if report.fused:
         rows.append(("fused", ", ".join(f"{entry.title} ({len(entry.nodes)})" for entry in report.fused)))
@@ -110,18 +111,12 @@ def summary(plan: NetworkPlan, report: NetworkReport) -> list[tuple[str, str]]:
     return rows
 
 
-def describe(plan: NetworkPlan) -> str:
-    """Return in words how a plan stores and multiplies weights."""
-    wishes = plan.wishes
-    if wishes.weights != "int8":
-        return f"{wishes.weights} weights"
-    grid = {"shifted": "uint8", "signed": "int8"}[plan.grids]
-    how = {
-        "static": f"{grid} activations, calibrated scales ({wishes.range})",
-        "dynamic": "int8 activations, scales found as it runs",
-        "float": "float activations",
-    }[wishes.activations]
-    return f"int8 weights, one scale per output, {how}"
+def _in_float(reasons: Sequence[str]) -> str:
+    """Return in words how many nodes stay in float, and the reason that most of them have."""
+    if not reasons:
+        return ""
+    ((reason, count),) = Counter(reasons).most_common(1)
+    return f"; {len(reasons)} more might be, and stay in float ({count}: {reason})"
 
 
 def _evidence(report: NetworkReport) -> list[tuple[str, str]]:
@@ -130,12 +125,13 @@ def _evidence(report: NetworkReport) -> list[tuple[str, str]]:
         return [("verification", "skipped")]
     integers, exact = found.integers, found.exact
     same = f"{integers.weights} weights and {integers.activations} scales of activations as in the canonical graph"
-    rows = [
-        ("integers", f"{same}, bit for bit" if not integers.different else f"differ: {', '.join(integers.different)}"),
-        (
-            "exact mode",
-            f"outputs within {exact.max_error:.1e} of the canonical graph ({exact.samples} samples)",
-        ),
+    rows = []
+    if integers.different:
+        rows.append(("integers", f"differ: {', '.join(integers.different)}"))
+    elif integers.weights:
+        rows.append(("integers", f"{same}, bit for bit"))
+    rows += [
+        ("exact mode", f"outputs within {exact.max_error:.1e} of the canonical graph ({exact.samples} samples)"),
     ]
     rows += quality_rows(found.quality)
     if report.speed is not None:

@@ -140,8 +140,29 @@ def _convert(values: dict[str, Any], kind: type[T], path: Path, prefix: str) -> 
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         text, _, key = str(error).partition(" - at `$")
-        place = ".".join(part for part in (prefix, key.rstrip("`").lstrip(".")) if part)
-        raise UsageError(f"{text}", where=f"{path}: {place or 'top level'}") from error
+        key = key.rstrip("`").lstrip(".")
+        place = ".".join(part for part in (prefix, key) if part)
+        raise UsageError(text, where=f"{path}: {place or 'top level'}", hint=_advice(text, kind, key)) from error
+
+
+def _advice(text: str, kind: type, key: str) -> str:
+    """Return what to do about a value that does not fit: what it may be, where there is a list of that."""
+    if values := _choices(kind, key.split(".")):
+        return f"one of {', '.join(map(str, values))}"
+    examples = data_dir("targets" if kind is Target else "profiles")
+    missing = re.search(r"missing required field `(\w+)`", text)
+    return f"{f'add `{missing[1]}`: ' if missing else ''}the files in {examples} show how"
+
+
+def _choices(kind: Any, keys: list[str]) -> tuple[Any, ...]:
+    """Return the values that a key of a struct may have, where they are listed."""
+    if not keys or not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return ()
+    found = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(re.sub(r"\[.*", "", keys[0]))
+    if len(keys) > 1:
+        return _choices(_struct_of(found), keys[1:])
+    options = (found, *typing.get_args(found))  # the key may be optional, or there are several values
+    return next((typing.get_args(o) for o in options if typing.get_origin(o) is typing.Literal), ())
 
 
 def _refuse_unknown_keys(values: dict[str, Any], kind: type, path: Path, prefix: str) -> None:

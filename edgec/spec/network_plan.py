@@ -64,3 +64,17 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     @property
     def verify(self) -> NetworkBounds:
         return self.wishes.verify
+
+
+def describe(plan: NetworkPlan) -> str:
+    """Return in words how a plan stores and multiplies weights."""
+    wishes = plan.wishes
+    if wishes.weights != "int8":
+        return f"{wishes.weights} weights"
+    grid = {"shifted": "uint8", "signed": "int8"}[plan.grids]
+    how = {
+        "static": f"{grid} activations, calibrated scales ({wishes.range})",
+        "dynamic": "int8 activations, scales found as it runs",
+        "float": "float activations",
+    }[wishes.activations]
+    return f"int8 weights, one scale per output, {how}"

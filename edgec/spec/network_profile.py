@@ -8,6 +8,7 @@ from edgec.quantize.scheme import Scheme
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
+_Decibel = Annotated[float, msgspec.Meta(ge=-300, le=300)]
 Activations = Literal["static", "dynamic", "float"]
 Range = Literal["minmax", "percentile", "entropy", "mse"]
 
@@ -29,11 +30,14 @@ class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Args:
         min_cosine: mean cosine of each output with the float model's.
+        min_snr_db: of each output, power over that of the difference to the float model's; a cosine sees no sizes, and
+            nothing at all in single numbers.
         max_drop: how much worse than the float model's each metric may be that looks at labels, in its own units.
         samples: how many to measure on, at most.
     """
 
     min_cosine: _Share
+    min_snr_db: _Decibel = 10.0
     max_drop: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     samples: _Count = 512
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgec import __version__
 from edgec.backends.backend import NetworkLimits, get_backend
-from edgec.errors import PlanError
+from edgec.errors import PlanError, UsageError
 from edgec.frontends.network import Network
 from edgec.quantize.placement import Placement, place
 from edgec.spec.network_plan import Data, NetworkPlan
@@ -23,15 +23,16 @@ def resolve_network(
     """Return the plan, checked against the target.
 
     Raises:
-        PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
-            operators that it does not have, or static activations lack their samples.
+        PlanError: the target has no such backend, the backend cannot do what the profile asks, or the graph holds
+            operators that it does not have.
+        UsageError: static activations lack their samples, or the profile skips a node that is not there.
     """
     chosen = choose_backend(target, backend)
     limits, wishes = get_backend(chosen).NETWORKS, profile.wishes
     _check_storage(target, profile, limits, chosen)
     _check_operators(network, limits, chosen)
     if wishes.is_static and calibration is None:
-        raise PlanError(
+        raise UsageError(
             f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
             where="network.activations",
             hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
@@ -77,12 +78,12 @@ def count_parameters(network: Network) -> int:
 
 
 def _skipped(network: Network, wishes: NetworkWishes, profile: str) -> dict[str, None]:
-    names = [str(node.name) for node in network.model.graph]
+    names = [str(node.name) for node in network.model.graph.all_nodes()]
     found: dict[str, None] = {}
     for pattern in wishes.skip:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise PlanError(
+            raise UsageError(
                 f"no node is called '{pattern}'",
                 where=f"profile '{profile}': network.skip",
                 hint="`edgec inspect --nodes` lists the nodes",

@@ -1,5 +1,6 @@
 """A package that is there, but cannot be loaded: exit code 6 and the reason, never a bug of edgec's."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -54,3 +55,11 @@ def test_an_import_that_edgec_has_wrong_is_a_bug():
     told = explain(caught.value)
     assert type(told) is EdgecError
     assert told.exit_code == 70
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EFBIG, 2), (errno.ENOSPC, 2), (errno.EROFS, 2), (errno.EBADF, 70)])
+def test_a_file_that_finds_no_room_is_no_bug(number, code):
+    told = explain(OSError(number, os.strerror(number), "/tmp/there"))
+    assert told.exit_code == code
+    if code == 2:
+        assert (told.where, "TMPDIR" in str(told.hint)) == ("/tmp/there", True)

@@ -280,12 +280,12 @@ class TestEvidence:
     def test_outputs_that_differ(self, opened, backend, value, tmp_path):
         network, samples = opened("cnn"), NETWORKS["cnn"].samples()
         made, artifact = compiled(network, plan_of(network, backend, "fp32"), samples, tmp_path)
-        assert _check_exact(made, network.inputs, get_backend(backend), artifact, samples).passed
+        assert _check_exact(made, network, get_backend(backend), artifact, samples).passed
         bias = NETWORKS["cnn"].weights["b5"]
         spoilt = bias.copy()
         spoilt[2] = value
         self.spoil(artifact, bias.tobytes(), spoilt.tobytes())
-        found = _check_exact(made, network.inputs, get_backend(backend), artifact, samples)
+        found = _check_exact(made, network, get_backend(backend), artifact, samples)
         assert not found.passed
         assert found.samples == 8
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgec.calibrate.audio import Audio, open_wave, read_wave
+from edgec.calibrate.log_mel import LogMel
 from edgec.calibrate.samples import load_samples
 from edgec.errors import UsageError
 from edgec.frontends.network import Port
@@ -174,7 +175,7 @@ def test_manifests(tmp_path):
     path = manifest(tmp_path, {"audio": "x.wav", "text": "one"}, {"audio": "x.wav"})
     with pytest.raises(UsageError, match="all lines must have"):
         load_samples(path, [FIXED], samples=9)
-    with pytest.raises(UsageError, match=r"required field `audio`"):
+    with pytest.raises(UsageError, match=r"the line has no `audio`.* the model takes no text"):
         load_samples(manifest(tmp_path, {"text": "one"}), [FIXED], samples=9)
     with pytest.raises(UsageError, match=r"No such file") as error:
         load_samples(manifest(tmp_path, {"audio": "z.wav"}), [FIXED], samples=9)
@@ -195,6 +196,43 @@ def test_rates_are_not_changed(tmp_path):
 
 def test_networks_that_take_no_sound(tmp_path):
     path = write(tmp_path / "a.wav", range(20))
-    for ports, message in (([], "0 inputs"), ([FIXED, Port("y", "float32", ("n", 3))], "2 inputs .*: input, y")):
+    for ports, message in (
+        ([], "0 inputs"),
+        ([FIXED, Port("y", "float32", ("n", 3))], r"2 inputs .* input float32 \(batch, 8\), y float32 \(n, 3\)"),
+        ([Port("image", "float32", ("batch", 3, 4, 4))], "0 inputs"),
+        ([Port("input_features", "float32", ("batch", 80, 4))], "is made of sound, and nothing says how"),
+    ):
         with pytest.raises(UsageError, match=message):
             load_samples(path, ports, samples=1)
+
+
+def test_pieces_of_ten_seconds_where_the_model_leaves_that_open(tmp_path):
+    path = write(tmp_path / "a.wav", range(25), rate=1)
+    found = load_samples(path, [OPEN], samples=9)
+    assert [feed["input"].shape for feed, _ in found.batches()] == [(2, 10)]
+    assert "the model leaves open how much sound it takes: pieces of 10 s" in found.remarks
+    assert not any("pieces of" in remark for remark in load_samples(path, [FIXED], samples=9).remarks)
+
+
+def test_spectrograms(tmp_path):
+    """What a network hears is what transformers would have made for it."""
+    transformers = pytest.importorskip("transformers")
+    rng = np.random.default_rng(0)
+    write(tmp_path / "a.wav", rng.integers(-9000, 9000, 8000))
+    write(tmp_path / "b.wav", rng.integers(-9000, 9000, 1000))
+    port = Port("input_features", "float32", ("batch", 40, 20))
+    audio = Audio(sample_rate_hz=16000, features=LogMel(bands=40))
+    found = load_samples(str(tmp_path), [port], samples=9, audio=audio)
+    ((feed, _),) = found.batches()
+    assert list(found.places) == ["a.wav", "a.wav at 0.20 s", "b.wav"]
+    make = transformers.WhisperFeatureExtractor(feature_size=40)
+    sounds = [read_wave(open_wave(tmp_path / "a.wav"), 3200, 3200), read_wave(open_wave(tmp_path / "b.wav"))]
+    for row, sound in zip(feed["input_features"][1:], sounds, strict=True):
+        wanted = make(sound, sampling_rate=16000, max_length=3200, return_tensors="np")["input_features"][0]
+        np.testing.assert_array_equal(row, wanted)
+    ((longer, _),) = load_samples(
+        str(tmp_path / "b.wav"), [Port("x", "float32", (1, 40, "time"))], samples=1, audio=audio
+    ).batches()
+    assert longer["x"].shape == (1, 40, 7)  # 1000 samples, 160 for each column
+    with pytest.raises(UsageError, match="spectrograms of 40 bands are made"):
+        load_samples(str(tmp_path), [Port("x", "float32", ("batch", 80, 20))], samples=1, audio=audio)

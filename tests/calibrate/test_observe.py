@@ -238,5 +238,32 @@ def test_what_onnx_runtime_refuses(model):
         net (float[n] x) => (float[a, b] y) <int64[2] shape> { y = Reshape(x, shape) }""",
         [ir.tensor(np.array([3, -1]), name="shape")],
     )
-    with pytest.raises(CheckpointError, match="cannot run the model"):
+    with pytest.raises(UsageError, match=r"not run on these samples \(x \[4\]\): The input tensor cannot") as refused:
         next(run(model, [{"x": np.zeros(4, np.float32)}]))
+    assert "--input x:float32[576]" in str(refused.value.hint)
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        net (float[4] x, int64[2] shape) => (float[a, b] y) { y = Reshape(x, shape) }"""
+    )
+    with pytest.raises(CheckpointError, match="cannot run the model"):
+        next(run(model, [{"x": np.zeros(4, np.float32), "shape": np.array([3, -1])}]))
+
+
+def test_the_node_that_fails_is_named_and_nothing_is_logged(capfd):
+    """Also where it is in a branch: the innermost, in a sentence, and no log of ONNX Runtime."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        net (float[b, n] x, bool on) => (float[k, m] y) <int64[2] shape> {
+            y = If (on) <then_branch = t () => (float[c, d] p) {p = Reshape (x, shape)},
+                         else_branch = e () => (float[f, g] q) {q = Neg (x)}>
+        }""",
+        [ir.tensor(np.array([3, -1]), name="shape")],
+    )
+    for number, node in enumerate(model.graph.all_nodes()):
+        node.name = f"{node.op_type}.{number}"
+    with pytest.raises(UsageError) as refused:
+        next(run(model, [{"x": np.zeros((1, 4), np.float32), "on": np.array(True)}]))
+    assert str(refused.value.where).startswith("Reshape.")
+    assert "Non-zero status" not in refused.value.what
+    assert "--input x:float32[1,576]" in str(refused.value.hint)
+    assert capfd.readouterr() == ("", "")

@@ -96,7 +96,7 @@ def test_what_does_not_fit(shapes, message):
 
 def test_states_whose_size_is_open():
     ports = [Port("x", "float32", ("n", 3)), Port("h0", "float32", ("layers", "n", 4))]
-    with pytest.raises(UsageError, match=r"no 'h0', whose size \('layers', 'n', 4\) is open"):
+    with pytest.raises(UsageError, match=r"no 'h0', whose size \(layers, n, 4\) is open"):
         fitted(ports, {"x": Shape((3,), F)})
 
 

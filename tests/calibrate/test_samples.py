@@ -160,10 +160,46 @@ def test_what_is_no_source(tmp_path):
     with pytest.raises(UsageError, match="0 samples"):
         load_samples(str(tmp_path / "a.bin"), PORTS, samples=0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="needs the size"):
-        load_samples(str(tmp_path / "empty"), PORTS, samples=1)
     with pytest.raises(UsageError, match="no pictures"):
         load(str(tmp_path / "empty"))
+
+
+class Odd:
+    """An object that numpy would pickle."""
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message", "advice"),
+    [
+        ({"z": np.zeros((3, 2)), "on": np.ones(3, bool)}, "no input 'z'", "name arrays like the inputs"),
+        ({"x": np.zeros((3, 2))}, "no 'on'", "an array for each input"),
+        ({"x": np.zeros((3, 2)), "on": np.ones(3)}, "takes bool", "save the array as bool"),
+        ({"x": np.zeros((3, 4)), "on": np.ones(3, bool)}, r"takes \(batch, 2\)", "of the sizes that the model takes"),
+        ({"x": np.zeros((3, 2, 1)), "on": np.ones(3, bool)}, r"takes \(batch, 2\)", "along one axis more"),
+        ({"x": np.full((3, 2), np.nan), "on": np.ones(3, bool)}, "is NaN", "leave it out"),
+        ({"x": np.zeros((3, 2)), "on": np.ones(4, bool)}, "same number of samples", "savez"),
+        ({"x": np.zeros((0, 2)), "on": np.ones(0, bool)}, "same number of samples", "savez"),
+        ({"x": np.array([Odd()]), "on": np.ones(1, bool)}, "not numbers", "astype"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, arrays, message, advice):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UsageError, match=message) as error:
+        list(load_samples(str(tmp_path / "a.npz"), PORTS, samples=3).batches())
+    assert advice in str(error.value.hint)
+    assert str(tmp_path / "a.npz") in str(error.value.where)
+
+
+@pytest.mark.parametrize("size", [0, 100, None])
+def test_archives_that_are_damaged_or_missing(tmp_path, size):
+    path = tmp_path / "a.npz"
+    if size is not None:
+        np.savez(path, x=np.zeros((3, 2)), on=np.ones(3, bool))
+        path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UsageError) as error:
+        load_samples(str(path), PORTS, samples=3)
+    assert error.value.hint
+    assert str(path) in str(error.value.where)
 
 
 IDS, MASK, TYPES = (
@@ -273,6 +309,7 @@ def test_lines_that_cannot_be_used(file, files, content, message, line):
     with pytest.raises(UsageError, match=message) as error:
         texts(path, files, labels=["cat", "dog"])
     assert error.value.where == path + line
+    assert error.value.hint
 
 
 def test_parts_of_the_documentation_are_apart(files):

@@ -6,8 +6,9 @@ import pytest
 
 from edgec.calibrate.samples import load_samples
 from edgec.errors import CheckpointError, RegressionError, UsageError
+from edgec.evaluate.fidelity import Fidelity, broken_bounds, loss
 from edgec.evaluate.metrics import Setting
-from edgec.evaluate.network import NetworkQuality, compare
+from edgec.evaluate.network import NetworkQuality, check_metrics, compare, measure
 from edgec.frontends.network import Port
 
 PORTS = (Port("x", "float32", ("batch", 3)),)
@@ -219,3 +220,120 @@ def test_what_is_refused(samples):
     with pytest.raises(UsageError, match="for 4 samples"):
         flat = [{"logits": made["logits"].reshape(-1)} for made in run(data)]
         compare(flat, flat, data, [], ports=OUTPUTS[:1])
+
+
+def test_without_the_float_model(samples):
+    data = samples(20, label=np.random.default_rng(3).integers(0, 4, 20))
+    made = run(data)
+    both = compare(made, made, data, ["top1", "f1"], ports=OUTPUTS)
+    assert measure(made, data, ["top1", "f1"], ports=OUTPUTS) == {each.name: each.test for each in both.metrics}
+    for name in ("cosine", "agreement", "retrieval@state", "snr_db"):
+        with pytest.raises(UsageError, match="compares with the float model, which is not given") as error:
+            measure(made, data, ["top1", name], ports=OUTPUTS)
+        assert "--source" in error.value.hint
+    odd = [{name: array * np.float32(np.nan) for name, array in each.items()} for each in made]
+    with pytest.raises(RegressionError, match="NaN"):
+        measure(odd, data, ["top1"], ports=OUTPUTS)
+
+
+def test_a_threshold_is_that_of_its_output(samples):
+    port = (Port("p", "float32", ("batch", 1)), Port("q", "float32", ("batch", 1)))
+    data = samples(4, label=np.array([0, 1, 1, 0]))
+    made = [{"p": np.array([[0.2], [0.7], [0.4], [0.6]], np.float32), "q": np.ones((4, 1), np.float32)}]
+    found = compare(made, made, data, ["top1:0.5", "top1:0.3@p"], ports=port)
+    assert [(metric.name, metric.test) for metric in found.metrics] == [("top1:0.5", 0.5), ("top1:0.3@p", 0.75)]
+    assert [output.agreement for output in found.outputs] == [1, None]
+
+
+class TestBeforeTheWork:
+    """What fails after the work would fail before it."""
+
+    @pytest.fixture
+    def check(self):
+        def check(data, *metrics, setting=CLASSES, ports=OUTPUTS):
+            runs = []
+
+            def count(feeds):
+                for feed in feeds:
+                    runs.append(feed)
+                    yield model(feed["x"])
+
+            check_metrics(count, data, metrics, ports=ports, setting=setting)
+            return len(runs)
+
+        return check
+
+    def test_one_run_is_enough(self, samples, check):
+        data = samples(40, label=np.arange(40) % 4)
+        assert check(data, "top1", "f1", "retrieval", "cosine@state", "snr_db") == 1
+        assert check(data) == 0
+
+    @pytest.mark.parametrize(
+        ("metric", "message"),
+        [
+            ("bogus", "no metric 'bogus'"), ("cosine@none", "no output 'none'"), ("wer", "texts as labels"),
+            ("mae", "do not fit"), ("top1:0.5", "a threshold is for a single score"), ("top1@state", "do not fit"),
+            ("retrieval", "at least 12 samples, not 11"), ("none:f", "cannot be imported"),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit(self, samples, check, metric, message):
+        with pytest.raises(UsageError, match=message) as error:
+            check(samples(11, label=np.arange(11) % 4), metric)
+        assert metric in str(error.value)
+        assert error.value.hint
+
+    @pytest.mark.parametrize("metric", ["top1", "recall"])
+    def test_the_last_label_is_looked_at(self, samples, check, metric):
+        label = np.zeros(11, int)
+        label[-1] = 100
+        with pytest.raises(UsageError, match="label 100 is outside of the model's 4 classes") as error:
+            check(samples(11, label=label), metric)
+        assert error.value.where == "a.npz[10]"
+
+    def test_no_labels(self, samples, check):
+        with pytest.raises(UsageError, match="needs labels"):
+            check(samples(11), "top1")
+
+
+def test_infinite_numbers_are_no_distance(samples):
+    data = samples()
+    masked, lost = run(data), run(data)
+    for made in masked:
+        made["logits"][:, 0] = -np.inf
+    assert compare(masked, masked, data, [], ports=OUTPUTS).outputs[0].cosine == 1
+    lost[1]["logits"][2] = np.inf
+    with pytest.raises(
+        CheckpointError, match=r"nothing but infinite numbers for 1 of 4 samples, first a.npz\[6\]"
+    ) as error:
+        compare(lost, lost, data, [], ports=OUTPUTS)
+    assert (error.value.where, bool(error.value.hint)) == ("logits", True)
+
+
+class TestBounds:
+    def fidelity(self, cosine=1.0, snr_db=30.0):
+        return Fidelity("y", cosine, snr_db, 0.1, None)
+
+    def test_noise_is_seen_where_a_cosine_sees_nothing(self, samples):
+        """A single positive number, of which half is lost."""
+        data = samples(4)
+        reference, test = ([{"p": np.full((4, 1), size, np.float32)}] for size in (1, 0.5))
+        found = compare(reference, test, data, [], ports=[Port("p", "float32", ("batch", 1))]).outputs
+        assert found[0].cosine == 1
+        assert broken_bounds(found, 0.999, 6.0) == []
+        (sentence,) = broken_bounds(found, 0.999, 10.0)
+        assert sentence == "the SNR of p against the float model's is 6.0 dB (allowed at least 10 dB)"
+        assert loss(found) == pytest.approx(0.125)
+
+    def test_each_bound_has_a_sentence(self):
+        assert len(broken_bounds([self.fidelity(0.5, 1.0), self.fidelity()], 0.9, 10.0)) == 2
+        assert broken_bounds([self.fidelity(1.0, None)], 1.0, 300.0) == []
+        assert len(broken_bounds([self.fidelity(float("nan"), float("nan"))], 0.0, 0.0)) == 2
+
+    def test_a_cosine_is_never_said_to_be_what_is_allowed(self):
+        assert "is 1 - 2.0e-06 (allowed at least 1)" in broken_bounds([self.fidelity(1 - 2e-6)], 1.0, 0.0)[0]
+        assert "is 0.9300 (allowed at least 0.98)" in broken_bounds([self.fidelity(0.93)], 0.98, 0.0)[0]
+
+    def test_the_farthest_output_counts(self):
+        assert loss([self.fidelity(0.9), self.fidelity(1.0, 3.0), self.fidelity()]) == pytest.approx(0.25, rel=0.01)
+        assert loss([self.fidelity(1.0, None)]) == 0
+        assert loss([]) == float("inf")

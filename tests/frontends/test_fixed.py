@@ -53,7 +53,8 @@ def test_the_others_stay_as_they_are(path):
     [
         (["volume=1"], "no input 'volume'"),
         (["rate=1", "rate=2"], "no input 'rate'"),
-        (["rate"], "'' is no number"),
+        (["rate"], "--fix rate says no number"),
+        (["x"], "--fix x says no number"),
         (["rate=fast"], "'fast' is no number"),
         (["x=1"], "open sizes"),
         (["rate=1.5"], r"1\.5 is no int64"),
@@ -65,8 +66,9 @@ def test_the_others_stay_as_they_are(path):
     ],
 )
 def test_what_cannot_be_fixed(path, settings, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         fix_inputs(read_onnx(path), settings)
+    assert error.value.hint
 
 
 def test_open_sizes_become_numbers_everywhere(path):
@@ -76,8 +78,9 @@ def test_open_sizes_become_numbers_everywhere(path):
     assert fixed.fixed == ("N=3",)
     with pytest.raises(UsageError, match="no input 'z'"):
         fix_sizes(fixed, ["z:float32[1]"])
-    with pytest.raises(UsageError, match="'x' is float32"):
+    with pytest.raises(UsageError, match=r"'x' is float32\[3, 4\] in the model") as error:
         fix_sizes(fixed, ["x:float32[2,4]"])
+    assert "open sizes" in str(error.value.hint)
 
 
 def test_sizes_without_a_name_are_numbers_too(tmp_path):
@@ -90,3 +93,21 @@ def test_sizes_without_a_name_are_numbers_too(tmp_path):
     onnx.save(model, tmp_path / "open.onnx")
     network, _ = open_network(str(tmp_path / "open.onnx"), NetworkOptions(inputs=("x:float32[2,4]",)))
     assert [node.op_type for node in network.model.graph] == ["Exp"]
+
+
+def test_sizes_that_a_branch_does_not_take(tmp_path):
+    """The branch that never runs has to load, too: the hint is the option that takes it out."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 23]> g (float[N, K] x, int64 rate)
+        => (float[A, B] y) <int64 wide = {16000}, int64[2] four = {-1, 4}, int64[2] three = {-1, 3}> {
+            c = Equal (rate, wide) y = If (c) <
+                then_branch = t () => (float[C, D] a) { a = Reshape (x, four) },
+                else_branch = e () => (float[E, F] b) { b = Reshape (x, three) }
+            >
+        }""")
+    onnx.save(model, tmp_path / "rates.onnx")
+    sizes = ("x:float32[2,4]",)
+    with pytest.raises(UsageError, match=r"does not take the sizes of --input x:float32\[2,4\]") as error:
+        open_network(str(tmp_path / "rates.onnx"), NetworkOptions(inputs=sizes))
+    assert error.value.hint == "say which branch runs: --fix rate=16000"
+    network, _ = open_network(str(tmp_path / "rates.onnx"), NetworkOptions(inputs=sizes, fixed=("rate=16000",)))
+    assert "If" not in {node.op_type for node in network.model.graph}

@@ -5,6 +5,9 @@ import json
 import pytest
 from tiny_networks import NETWORKS
 
+from edgec.calibrate.audio import Audio
+from edgec.calibrate.images import Pictures
+from edgec.calibrate.log_mel import LogMel
 from edgec.errors import CheckpointError, EdgecError, UsageError
 from edgec.frontends.source import NetworkOptions, is_network, open_network
 
@@ -77,10 +80,32 @@ def test_a_file_is_read_and_fused(tmp_path):
     assert "Gemm" in {node.op_type for node in network.model.graph}  # MatMul and Add
 
 
+def test_a_preprocessor_beside_the_file(tmp_path):
+    path = NETWORKS["cnn"].save(tmp_path / "cnn.onnx")
+    assert open_network(str(path), NetworkOptions())[0].pictures is None
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5, "image_std": 0.25}))
+    network, _ = open_network(str(path), NetworkOptions())
+    assert network.pictures == Pictures(input="x", height=12, width=12, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert list(network.files) == ["cnn.onnx", "preprocessor_config.json"]
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"feature_extractor_type": "WhisperFeatureExtractor", "sampling_rate": 16000})
+    )
+    network, _ = open_network(str(path), NetworkOptions())
+    assert (network.pictures, network.audio) == (None, Audio(sample_rate_hz=16000, features=LogMel()))
+    other = NETWORKS["mlp"].save(tmp_path / "mlp.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5}))
+    assert list(open_network(str(other), NetworkOptions())[0].files) == ["mlp.onnx"]  # says nothing to it
+
+
 def test_files_that_are_not_there(tmp_path):
     for name in ("none.onnx", "none.pt2"):
-        with pytest.raises(UsageError, match="there is no file"):
+        with pytest.raises(UsageError, match="there is no file") as error:
             open_network(str(tmp_path / name), NetworkOptions())
+        assert error.value.where == str(tmp_path / name)
+        assert error.value.hint
+    state = tmp_path / "none.pth"
+    with pytest.raises(UsageError, match="there is no file"):
+        open_network("module:make", NetworkOptions(state=state))
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UsageError, match="there is no file"):
         open_network(str(tmp_path / "folder.onnx"), NetworkOptions())

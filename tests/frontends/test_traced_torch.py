@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgec.errors import CheckpointError, UsageError
+from edgec.errors import CheckpointError, OutputError, UsageError
 from edgec.frontends.network import Port
 from edgec.frontends.program_file import open_program
 from edgec.frontends.torch_sources import read_state, trace_module
@@ -46,6 +46,12 @@ def dummy_inputs():
 
 def broken():
     raise KeyError("no such thing")
+
+class Branchy(torch.nn.Module):
+    def forward(self, image):
+        if image.sum() > 0:
+            return image
+        return -image
 
 three = 3
 """
@@ -161,6 +167,35 @@ def test_damaged_state(tmp_path, content):
 def test_wrong_factory(net, factory, message):
     with pytest.raises(UsageError, match=message):
         trace_module(factory, [IMAGE])
+
+
+def test_where_a_model_fails(net, tmp_path, capfd):
+    """The line of the user's code, and nothing of the graph that torch gives up."""
+    line = 1 + SOURCE.splitlines().index("        if image.sum() > 0:")
+    with pytest.raises(CheckpointError, match="data-dependent") as error:
+        trace_module("tinynet:Branchy", [IMAGE])
+    assert error.value.where == f"{tmp_path / 'tinynet.py'}:{line} in forward"
+    assert "torch.where" in str(error.value.hint)
+    assert "def forward" not in "".join(capfd.readouterr())
+    with pytest.raises(UsageError) as refused:
+        trace_module("tinynet:broken", [IMAGE])
+    line = 1 + SOURCE.splitlines().index('    raise KeyError("no such thing")')
+    assert refused.value.where == f"{tmp_path / 'tinynet.py'}:{line} in broken"
+    with pytest.raises(UsageError) as missing:
+        trace_module("no_such_module_at_all:make", [IMAGE])
+    assert missing.value.where == str(tmp_path)
+
+
+def test_no_room_for_the_copy_that_is_compared(net):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"):
+            trace_module("tinynet:make", [IMAGE])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_cannot_run_says_so(net):

@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 
+from edgec.calibrate.audio import Audio
 from edgec.calibrate.images import Pictures
+from edgec.calibrate.log_mel import LogMel
 from edgec.errors import CheckpointError, UsageError
 from edgec.frontends.sentence import read_pooling
 from edgec.frontends.transformers_model import trace_transformers
@@ -57,7 +59,10 @@ FAMILIES = {
     ),
     "wav2vec2": ("Wav2Vec2ForCTC", SPEECH),
 }  # fmt: skip
-PREPROCESSORS = {"resnet": {"size": {"shortest_edge": 40}, "crop_size": 32, "do_center_crop": True}}
+PREPROCESSORS = {
+    "resnet": {"size": {"shortest_edge": 40}, "crop_size": 32, "do_center_crop": True},
+    "whisper": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8, "sampling_rate": 16000},
+}
 
 
 def build(folder, kind, **changes):
@@ -128,6 +133,10 @@ def test_family(tmp_path, kind, capsys):
     assert not any("is fixed" in remark for remark in network.remarks)
     assert not any(node.domain for node in network.model.graph.all_nodes())
     assert capsys.readouterr().out == ""
+    heard = Audio(sample_rate_hz=16000, features=LogMel(bands=8))
+    assert network.audio == (heard if kind == "whisper" else None)
+    guessed = "there is no preprocessor_config.json: pictures get ImageNet's mean and standard deviation"
+    assert (guessed in network.remarks) == (network.pictures is not None and kind not in PREPROCESSORS)
     names = set(model.state_dict())
     weights = {
         name for name, v in network.model.graph.initializers.items() if len(v.shape) > 1 and v.const_value.size > 99

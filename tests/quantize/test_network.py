@@ -13,7 +13,7 @@ from edgec.calibrate.run import run
 from edgec.errors import CheckpointError
 from edgec.frontends.network import Port
 from edgec.graph.integers import grids_of, network_codes
-from edgec.quantize.network import Rounding, quantize_static
+from edgec.quantize.network import Rounding, left_float, quantize_static
 from edgec.quantize.operators import KEEPING
 from edgec.quantize.placement import place
 
@@ -136,6 +136,29 @@ def test_the_node_that_hurts_stays_in_float_and_no_other(quantized):
     assert cosine(HURT, made.model, "y") > 0.99
 
 
+def test_noise_sends_nodes_back_where_a_cosine_sees_nothing(quantized):
+    """A single positive number: of any size, its cosine is 1."""
+    tiny = replace(
+        HURT,
+        graph="""(float[N, 16] x) => (float[N, 1] y) <int64[1] last = {1}, float rest = {0.01}> {
+            m1 = MatMul (x, w1)
+            s = Mul (x, scale)
+            m4 = MatMul (s, w4)
+            one = ReduceL1 (m4, last)
+            two = ReduceL1 (m1, last)
+            small = Mul (two, rest)
+            y = Add (one, small)
+        }""",
+        weights={name: HURT.weights[name] for name in ("w1", "w4", "scale")},
+    )
+    bad = quantized(tiny, min_cosine=0.999)
+    assert bad.kept_float == {}
+    assert (outputs(tiny, bad.model, "y") < 0.5 * outputs(tiny, loaded(tiny), "y")).any()
+    made = quantized(tiny, min_cosine=0.999, min_snr_db=10.0)
+    assert list(made.kept_float) == ["m4"]
+    np.testing.assert_allclose(outputs(tiny, made.model, "y"), outputs(tiny, loaded(tiny), "y"), rtol=0.1)
+
+
 def test_a_network_inside_its_bounds_tries_nothing(quantized):
     ticks = []
     made = quantized(HURT, tick=ticks.append, min_cosine=0.0)
@@ -199,6 +222,18 @@ def test_followers_of_what_goes_back_do_not_follow(quantized):
     made = quantized(tiny, min_cosine=0.995)
     assert list(made.kept_float) == ["c2"]
     assert int8_nodes(made) == ["c1", "c3"]
+
+
+def test_what_was_meant_to_be_int8_and_is_not(quantized):
+    made = quantized(NETWORKS["cnn"])
+    meant = int8_nodes(made)
+    assert left_float(made, meant) == {}
+    sites = [site for site in made.placement.sites if site.node in ("c1", "c2")]
+    less = replace(made, kept_float={"c3": "slow"}, placement=replace(made.placement, sites=tuple(sites)))
+    following = "what it reads or gives stays in float"
+    expected = {"c3": "slow"} | dict.fromkeys(("sum", "c4", "pool", "flat", "y"), following)
+    assert left_float(less, meant) == expected
+    assert left_float(replace(made, placement=None), ["c1"]) == {"c1": following}
 
 
 def test_a_network_of_one_layer_may_keep_it(quantized):

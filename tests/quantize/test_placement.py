@@ -123,10 +123,32 @@ def test_shapes_are_changed_in_integers():
 
 
 def test_subgraphs_stay_in_float():
-    placement = place(network("branch"), FOLLOW)
+    model = network("branch")
+    name_nodes(model)
+    placement = place(model, FOLLOW)
     assert nodes(placement) == ["c1", "c2"]
+    assert placement.floats == {"t": "inside If: stays float"}
     # Rounded where the graph itself reads it; its name is not lost for the subgraph.
     assert set(placement.groups) == {"x", "a1"}
+
+
+def test_the_option_that_decides_an_if_is_named():
+    model = model_of(
+        """(float[N, 4] x, int64 rate) => (float[N, 4] y) <int64 wide = {16000}> {
+            c = Equal (rate, wide)
+            y = If (c) <then_branch = t () => (float[N, 4] a) {a = MatMul (x, w)},
+                        else_branch = e () => (float[N, 4] b) {h = MatMul (x, x) b = MatMul (h, w)}>
+        }""",
+        w=(4, 4),
+    )
+    name_nodes(model)
+    why = "inside If: stays float; --fix rate=16000 decides which branch runs"
+    assert place(model, FOLLOW).floats == {"a": why, "b": why}  # h has no weight
+
+
+def name_nodes(model):
+    for node in model.graph.all_nodes():
+        node.name = node.outputs[0].name
 
 
 REFUSED = {
@@ -208,7 +230,7 @@ def test_nodes_that_are_skipped():
 
 def test_only_some_operators_may_be_anchors():
     """As where scales are found while the network runs: no runtime does that for convolutions."""
-    why = "the runtime has no kernel for it that finds scales as it runs"
+    why = "dynamic int8 covers products only"
     placement = place(network("cnn"), (), anchors=("MatMul", "Gemm"))
     assert nodes(placement) == ["y"]
     assert dict(placement.groups) == {"flat": "flat"}

@@ -7,7 +7,7 @@ import pytest
 from tiny_networks import NETWORKS, opener
 
 from edgec.backends.backend import backend_names, get_backend
-from edgec.errors import PlanError
+from edgec.errors import PlanError, UsageError
 from edgec.spec.load import load_target
 from edgec.spec.network_plan import Data, NetworkPlan
 from edgec.spec.network_profile import NetworkBounds, NetworkProfile, NetworkWishes
@@ -71,7 +71,7 @@ def test_what_has_no_integers_says_nothing_of_them(opened):
         assert (plan.int8, plan.floats, plan.calibration) == ((), {}, None)
     plan = resolve(opened("odd"), activations="dynamic", data=None)
     assert plan.int8 == ("y", "u")  # no runtime finds the scales of convolutions
-    assert "finds scales" in plan.floats["c1"]
+    assert plan.floats["c1"] == "dynamic int8 covers products only"
     assert plan.floats.keys() >= {"c1", "c2", "z"}
     assert plan.calibration is None
 
@@ -99,8 +99,6 @@ def test_backends_get_the_integers_that_they_take(opened, backend):
     [
         ({"backend": "tensorrt"}, "no backend 'tensorrt'"),
         ({"backend": "nothing"}, "no backend 'nothing'"),
-        ({"data": None}, "takes the scales of activations from samples"),
-        ({"skip": ("nothing*",)}, "no node is called 'nothing\\*'"),
         ({"target": "rtx-4060", "activations": "dynamic"}, "has no dynamic activations"),
     ],
 )
@@ -108,6 +106,21 @@ def test_plans_that_are_impossible(opened, options, message):
     with pytest.raises(PlanError, match=message) as caught:
         resolve(opened("cnn"), **options)
     assert caught.value.exit_code == 4
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": None}, "takes the scales of activations from samples"),
+        ({"skip": ("nothing*",)}, "no node is called 'nothing\\*'"),
+    ],
+)
+def test_plans_that_were_asked_for_wrongly(opened, options, message):
+    """What the user can put right is no fault of the target."""
+    with pytest.raises(UsageError, match=message) as caught:
+        resolve(opened("cnn"), **options)
+    assert caught.value.exit_code == 2
     assert caught.value.hint
 
 

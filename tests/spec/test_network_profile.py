@@ -40,6 +40,7 @@ def test_a_profile_of_the_users_own(path):
     wishes = profile.wishes
     assert (wishes.weights, wishes.range, wishes.skip) == ("int8", "percentile", ("head*",))
     assert (wishes.calibration.samples, wishes.verify.min_cosine, wishes.verify.samples) == (32, 0.9, 512)
+    assert wishes.verify.min_snr_db == 10
     assert (wishes.algorithm, wishes.equalize, wishes.correct_bias, wishes.keep_float) == ("rtn", False, False, 0.25)
     assert load_profile(str(path)).name == "mine"  # decoders take it too
 
@@ -48,7 +49,9 @@ def test_a_profile_of_the_users_own(path):
 def test_shipped_profiles(name):
     values = tomllib.loads((data_dir("profiles") / f"{name}.toml").read_text())
     if "network" in values:
-        assert load_network_profile(name).wishes.verify.min_cosine >= 0.98
+        bounds = load_network_profile(name).wishes.verify
+        assert bounds.min_cosine >= 0.98
+        assert bounds.min_snr_db >= 10
     else:
         with pytest.raises(UsageError, match="decoder language models only") as caught:
             load_network_profile(name)
@@ -63,6 +66,7 @@ def test_shipped_profiles(name):
         ("min_cosine", "min_cosin", ["network.verify.min_cosin"]),
         ("min_cosine = 0.9", "max_drop = 0.1", ["min_cosine", "network.verify"]),
         ("min_cosine = 0.9", "min_cosine = 1.5", ["network.verify.min_cosine"]),
+        ("min_cosine = 0.9", "min_cosine = 0.9\nmin_snr_db = nan", ["network.verify.min_snr_db"]),
         ("samples = 32", "samples = 0", ["network.calibration.samples"]),
         ("samples = 32", "seed = -1", ["network.calibration.seed"]),
         ('"percentile"', '"max"', ["network.range"]),

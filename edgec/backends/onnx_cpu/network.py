@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.backends.backend import Integers8, NetworkJob
-from edgec.backends.network import NetworkSettings, write_network_settings
+from edgec.backends.network import write_network_settings
 from edgec.backends.onnx_cpu import CONTRIB
 from edgec.backends.onnx_cpu.codes import kernel_codes
 from edgec.backends.onnx_cpu.files import MODEL_FILE
@@ -31,11 +31,7 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     lowered = lower_network(job.model, job.plan.wishes.activations, unsigned_weights=saturates(job.target))
     write_weights(lowered, folder, lambda _: None)
     ir.save(lowered, folder / MODEL_FILE)
-    plan = job.plan
-    write_network_settings(
-        folder,
-        NetworkSettings("onnx_cpu", MODEL_FILE, plan.inputs, plan.outputs, plan.task, job.network.labels),
-    )
+    write_network_settings(folder, job, "onnx_cpu", MODEL_FILE)
     return ()
 
 

@@ -15,7 +15,7 @@ import openvino as ov
 from openvino._offline_transformations import apply_moc_transformations
 
 from edgec.backends.backend import Integers8, NetworkJob
-from edgec.backends.network import NetworkSettings, write_network_settings
+from edgec.backends.network import write_network_settings
 from edgec.backends.openvino import MARKER
 from edgec.backends.openvino.network_attention import split_attention
 from edgec.backends.openvino.network_session import is_rounding
@@ -56,10 +56,7 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     for path in scratch.iterdir():
         path.unlink()
     scratch.rmdir()
-    plan = job.plan
-    write_network_settings(
-        folder, NetworkSettings("openvino", MARKER, plan.inputs, plan.outputs, plan.task, job.network.labels)
-    )
+    write_network_settings(folder, job, "openvino", MARKER)
     return ()
 
 

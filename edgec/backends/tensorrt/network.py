@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edgec.backends.backend import Integers8, NetworkJob
-from edgec.backends.network import NetworkSettings, write_network_settings
+from edgec.backends.network import write_network_settings
 from edgec.backends.tensorrt.compile import device_settings, write_engines
 from edgec.backends.tensorrt.kernels import AHEAD_OF_TIME
 from edgec.backends.tensorrt.lower import OLD_OPSET
@@ -40,8 +40,7 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
         write_recipe(folder, device_settings(target, f"{name}-{plan.sha256()[:12]}", kinds, shapes))
     engine = write_engines(folder, target, shapes, notes).engine
     file = engine.file if engine is not None and engine.file is not None else MODEL_FILE
-    settings = NetworkSettings("tensorrt", file, plan.inputs, plan.outputs, plan.task, job.network.labels)
-    write_network_settings(folder, settings)
+    write_network_settings(folder, job, "tensorrt", file)
     return ()
 
 

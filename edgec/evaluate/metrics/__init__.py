@@ -3,21 +3,24 @@
 A metric says of each sample what its value over many can be computed from, so that samples can be drawn again: the
 intervals of differences come from that. Instead of a file's name, a user's own `module:function` is taken, called as
 `function(outputs, labels, reference_outputs) -> (n,)`: outputs of n samples by name, (n, ...) each, what is right for
-them (None, classes, numbers or texts), and the outputs of the float model. Its metric is the mean over samples; higher
-is better, unless the function has an attribute `higher_is_better = False`. Nothing is imported that is not so named.
+them (None, classes, numbers or texts), and the outputs of the float model (None where that is not at hand). Its metric
+is the mean over samples; higher is better, unless the function has an attribute `higher_is_better = False`. Modules are
+looked for in the working directory, too; nothing is imported that is not so named.
 """
 
+import math
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgec.calibrate.arrays import Batch, Labels
 from edgec.errors import UsageError
+from edgec.user_code import working_directory
 
 Stats = NDArray[np.float64]
 """(n, k): what a metric needs to know of n samples."""
@@ -36,6 +39,7 @@ class Setting:
         neighbours: how many `retrieval` looks for.
         pooling: what makes one embedding of those of a sequence: their mean, or the first.
         decode: text of token ids.
+        vocabulary: how many tokens it knows, at least; 0 where nobody says.
         blank: the token that stands for none, in outputs for CTC; None where each position gives a token.
     """
 
@@ -44,6 +48,7 @@ class Setting:
     neighbours: int = 10
     pooling: Literal["mean", "first"] = "mean"
     decode: Callable[[Sequence[int]], str] | None = None
+    vocabulary: int = 0
     blank: int | None = None
 
 
@@ -53,17 +58,19 @@ class Part:
 
     Args:
         outputs: of the model, name -> (n, ...).
-        reference: of the float model.
+        reference: of the float model; None where it is not at hand.
         output: the one to look at.
         labels: what is right, if that is known.
         mask: (n, positions), which positions of sequences are no padding; None where all are none.
+        places: where the samples come from, for messages.
     """
 
     outputs: Batch
-    reference: Batch
+    reference: Batch | None
     output: str
     labels: Labels | None = None
     mask: NDArray[np.bool_] | None = None
+    places: Sequence[str] = ()
 
     @property
     def values(self) -> NDArray[Any]:
@@ -73,6 +80,7 @@ class Part:
     @property
     def expected(self) -> NDArray[Any]:
         """Return what the float model gives there, (n, ...)."""
+        assert self.reference is not None
         return self.reference[self.output]
 
     @property
@@ -87,10 +95,11 @@ class Part:
 
 
 class Metric(Protocol):
-    """What a metric's file has.
+    """What a metric's file has; `TAKES_THRESHOLD` may be left out.
 
     Attributes:
         NEEDS_LABELS: whether it compares with labels; else with the float model's outputs.
+        TAKES_THRESHOLD: whether single scores can be made two classes for it.
         HIGHER_IS_BETTER: which way is better.
         IS_FLAG: whether `per_sample` gives 1 or 0 for a sample that is right or wrong in its first column, and the
             number of predictions in its second.
@@ -145,20 +154,49 @@ def metric_of(name: str) -> Metric:
 
 def judges(name: str) -> bool:
     """Say whether a metric knows better than the float model: by labels, or as the user's own function."""
-    metric, _ = split(name)
+    metric = parse(name).metric
     return ":" in metric or metric_of(metric).NEEDS_LABELS
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """Return the name of a metric and the output that it looks at: "cosine@pooler_output" names both."""
-    metric, _, output = name.partition("@")
-    return metric, output or None
+class Asked(NamedTuple):
+    """A metric as it is asked for.
+
+    Attributes:
+        metric: its name, or the user's `module:function`.
+        threshold: of single scores, or None.
+        output: that it looks at; None for the first.
+    """
+
+    metric: str
+    threshold: float | None
+    output: str | None
+
+
+def parse(name: str) -> Asked:
+    """Return what "cosine@pooler_output" or "f1:0.5@probability" asks for; a number behind a name is its threshold.
+
+    Raises:
+        UsageError: the metric takes no threshold, or it is no number.
+    """
+    whole, _, output = name.partition("@")
+    metric, colon, number = whole.partition(":")
+    if not colon or metric not in names():
+        return Asked(whole, None, output or None)
+    if not getattr(metric_of(metric), "TAKES_THRESHOLD", False):
+        raise UsageError(f"the metric {metric!r} takes no threshold", where=name, hint=f"leave out ':{number}'")
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold):
+        raise UsageError(f"the threshold {number!r} is no number", where=name, hint=f"such as {metric}:0.5")
+    return Asked(metric, threshold, output or None)
 
 
 @dataclass(frozen=True)
 class _User:
     name: str
-    function: Callable[[Batch, Labels | None, Batch], Any]
+    function: Callable[[Batch, Labels | None, Batch | None], Any]
 
     NEEDS_LABELS = False
     IS_FLAG = False
@@ -171,7 +209,12 @@ class _User:
         try:
             found = np.asarray(self.function(part.outputs, part.labels, part.reference), np.float64)
         except Exception as error:  # whatever the user's code raises
-            raise UsageError(f"the metric failed: {type(error).__name__}: {error}", where=self.name) from error
+            alone = "; without --source there are no reference outputs" if part.reference is None else ""
+            raise UsageError(
+                f"the metric failed: {type(error).__name__}: {error}",
+                where=self.name,
+                hint=f"it is called as function(outputs, labels, reference_outputs){alone}",
+            ) from error
         if found.shape != (len(part.values),) or not np.isfinite(found).all():
             raise UsageError(
                 f"the metric gave {found.shape} numbers for {len(part.values)} samples, or some that are not finite",
@@ -187,15 +230,16 @@ class _User:
 def _user_metric(name: str) -> Metric:
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function)
+        with working_directory():
+            found = getattr(import_module(module), function)
     except Exception as error:  # the user's module may raise anything
         raise UsageError(
             f"the metric cannot be imported: {type(error).__name__}: {error}",
             where=name,
-            hint="the folder of the module must be in PYTHONPATH",
+            hint="the module must be importable from here: in the working directory, or in PYTHONPATH",
         ) from error
     if not callable(found):
-        raise UsageError("the metric is no function", where=name)
+        raise UsageError("the metric is no function", where=name, hint="name one: module:function")
     return cast("Metric", _User(name, found))
 
 

@@ -11,6 +11,7 @@ from edgec.evaluate.metrics._scores import class_scores
 
 NEEDS_LABELS = False
 HIGHER_IS_BETTER = True
+TAKES_THRESHOLD = True
 IS_FLAG = False
 
 

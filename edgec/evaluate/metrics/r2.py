@@ -28,7 +28,7 @@ def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
         UsageError: there is a single sample.
     """
     if len(stats) < 2:
-        raise UsageError("R2 takes at least two samples")
+        raise UsageError("R2 takes at least two samples", hint="give more samples, or use `mae`")
     right, squares = np.split(stats, 2, axis=1)
     right = right - right.mean(axis=0)  # against cancellation
     number = weights.sum(axis=1, keepdims=True)

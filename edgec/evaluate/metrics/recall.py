@@ -8,6 +8,7 @@ from edgec.evaluate.metrics._confusion import average, counts, pairs
 
 NEEDS_LABELS = True
 HIGHER_IS_BETTER = True
+TAKES_THRESHOLD = True
 IS_FLAG = False
 
 

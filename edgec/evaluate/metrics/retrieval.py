@@ -31,7 +31,10 @@ def finish(stats: Stats, setting: Setting) -> Stats:
     """
     wanted = setting.neighbours
     if len(stats) < wanted + 2:
-        raise UsageError(f"to look for {wanted} neighbours takes at least {wanted + 2} samples, not {len(stats)}")
+        raise UsageError(
+            f"to look for {wanted} neighbours takes at least {wanted + 2} samples, not {len(stats)}",
+            hint="give more samples, or use `cosine`",
+        )
     test, reference = np.split(stats, 2, axis=1)
     found = np.empty((len(stats), 1))
     for first in range(0, len(stats), _AT_ONCE):

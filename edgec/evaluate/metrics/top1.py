@@ -11,6 +11,7 @@ from edgec.evaluate.metrics._scores import hits
 
 NEEDS_LABELS = True
 HIGHER_IS_BETTER = True
+TAKES_THRESHOLD = True
 IS_FLAG = True
 
 

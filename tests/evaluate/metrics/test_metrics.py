@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from edgec.errors import BundleError, UsageError
-from edgec.evaluate.metrics import Finishing, Part, Setting, judges, metric_of, names, split
+from edgec.errors import BundleError, CheckpointError, UsageError
+from edgec.evaluate.metrics import Finishing, Part, Setting, judges, metric_of, names, parse
 from edgec.evaluate.metrics._texts import decoder_of
 
 
@@ -79,8 +79,11 @@ def test_a_single_score_takes_a_threshold():
     assert value("top1", part(scores, truth), threshold=0.5) == [0.5]
     assert value("precision", part(scores[:, 0], truth), threshold=0.5) == [0.5]
     assert value("agreement", part(scores, expected=1 - scores), threshold=0.5) == [0.25]
-    with pytest.raises(UsageError, match="threshold"):
+    with pytest.raises(UsageError, match="threshold") as error:
         value("top1", part(scores, truth))
+    assert "NAME:0.5" in error.value.hint
+    with pytest.raises(UsageError, match="scores 3 classes: a threshold is for a single score"):
+        value("top1", part(SCORES, truth), threshold=0.5)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,27 @@ def test_numbers_by_hand():
         value("mae", part(values, np.array([1, np.nan, 1, 1])))
     with pytest.raises(UsageError, match="numbers as labels"):
         value("rmse", part(values, ["a"] * 4))
+
+
+@pytest.mark.parametrize("name", ["mae", "rmse", "r2"])
+def test_infinite_numbers_have_no_error(name):
+    given = Part({"x": np.array([1.0, np.inf])}, None, "x", np.array([1.0, 2]), places=["a[0]", "a[1]"])
+    with pytest.raises(CheckpointError, match="an output is not finite") as error:
+        value(name, given)
+    assert error.value.where == "a[1]"
+
+
+def test_what_is_wrong_with_a_label_is_told_with_its_place_and_what_to_do():
+    given = Part({"x": SCORES}, None, "x", np.array([0, 1, 9, 2]), places=[f"a.npz[{i}]" for i in range(4)])
+    for name in ("top1", "f1"):
+        with pytest.raises(UsageError, match="label 9") as error:
+            value(name, given)
+        assert error.value.where == "a.npz[2]"
+        assert "0 to 2" in error.value.hint
+    for name, labels in (("top1", np.zeros(4)), ("mae", ["a"] * 4), ("wer", np.zeros(4, int))):
+        with pytest.raises(UsageError) as error:
+            value(name, part(SCORES, labels), decode=str)
+        assert error.value.hint
 
 
 def test_cosines_of_embeddings():
@@ -176,8 +200,9 @@ def one_hot(rows, size):
 
 
 def test_ctc_is_decoded_greedily():
-    decode, blank = decoder_of({}, ["<pad>", "c", "a", "b", "|"])
-    assert blank == 0
+    vocabulary = {"<pad>": 0, "c": 1, "a": 2, "b": 3, "|": 4}
+    decode, size, blank = decoder_of({"vocab.json": json.dumps(vocabulary).encode()}, ctc=True)
+    assert (size, blank) == (5, 0)
     # c c - a - b b | | - a a  and  a - a, where the repetition across a blank is kept.
     scores = one_hot([[1, 1, 0, 2, 0, 3, 3, 4, 4, 0, 2, 2], [2, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0]], 5)
     given = part(scores, ["cab b", "aa"])
@@ -190,20 +215,31 @@ def test_ctc_is_decoded_greedily():
         value("wer", part(scores, np.zeros(2, int)), decode=decode, blank=blank)
     with pytest.raises(UsageError, match="is no text"):
         value("chrf", part(np.zeros((2, 3)), ["a", "b"]), decode=decode)
+    with pytest.raises(UsageError, match="12 numbers for each position, the tokenizer 30 tokens") as error:
+        value("wer", part(np.zeros((2, 4, 12)), ["a", "b"]), decode=decode, vocabulary=30)
+    assert "@OUTPUT" in error.value.hint
 
 
 def test_vocabulary_from_files():
     vocab = {"<pad>": 0, "<unk>": 1, "|": 2, "H": 3, "I": 4}
     files = {"vocab.json": json.dumps(vocab).encode(), "tokenizer_config.json": b'{"pad_token": "<pad>"}'}
-    decode, blank = decoder_of(files)
-    assert (decode([3, 4, 2, 2, 1, 4, 0]), blank) == ("HI I", 0)
-    engine = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?"))
-    decode, blank = decoder_of({"tokenizer.json": engine.to_str().encode()})
-    assert (decode([2, 1]), blank) == ("b a", None)
+    decode, size, blank = decoder_of(files, ctc=True)
+    assert (decode([3, 4, 2, 2, 1, 4, 0]), size, blank) == ("HI I", 5, 0)
+    engine = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1, "b": 2}, unk_token="<pad>"))
+    words = {"tokenizer.json": engine.to_str().encode()}
+    decode, size, blank = decoder_of(words, ctc=False)
+    assert (decode([2, 1]), size, blank) == ("b a", 3, None)
+    assert decoder_of(words, ctc=True).blank == 0
+    assert decoder_of(words | files, ctc=True).vocabulary == 5  # characters are in vocab.json
+    assert decoder_of(words | files, ctc=False).vocabulary == 3
     with pytest.raises(BundleError, match="neither"):
-        decoder_of({})
-    with pytest.raises(BundleError, match="cannot be read"):
-        decoder_of({"vocab.json": b"[]"})
+        decoder_of({}, ctc=False)
+    for broken in (b"[]", b"{", b'{"a": "b"}'):
+        with pytest.raises(BundleError, match="cannot be read"):
+            decoder_of({"vocab.json": broken}, ctc=True)
+    with pytest.raises(BundleError, match="no token '<pad>', the blank") as error:
+        decoder_of({"vocab.json": b'{"a": 0}'}, ctc=True)
+    assert "pad_token" in error.value.hint
 
 
 @pytest.fixture
@@ -218,7 +254,8 @@ def own(tmp_path, monkeypatch):
         "    return labels[:-1]\n"
         "number = 3\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
     yield
     sys.modules.pop("own_metric", None)
 
@@ -232,6 +269,11 @@ def test_the_users_own():
         with pytest.raises(UsageError, match=message) as error:
             value(f"own_metric:{name}", given)
         assert error.value.where == f"own_metric:{name}"
+        assert error.value.hint
+    alone = Part(given.outputs, None, "x", given.labels)
+    with pytest.raises(UsageError, match="the metric failed: TypeError") as error:
+        value("own_metric:error", alone)
+    assert "--source" in error.value.hint
     for name, message in (("number", "no function"), ("none", "cannot be imported")):
         with pytest.raises(UsageError, match=message):
             metric_of(f"own_metric:{name}")
@@ -243,8 +285,19 @@ def test_names():
     assert "top1" in error.value.hint
     with pytest.raises(UsageError, match="no metric '_scores'"):
         metric_of("_scores")
-    assert split("cosine@pooled") == ("cosine", "pooled")
-    assert split("top1") == ("top1", None)
+    assert parse("cosine@pooled") == ("cosine", None, "pooled")
+    assert parse("top1") == ("top1", None, None)
+    assert parse("f1:0.5@voice") == ("f1", 0.5, "voice")
+    assert parse("agreement:-2") == ("agreement", -2, None)
+    assert parse("mine:f1@voice") == ("mine:f1", None, "voice")
+    for name, message in (
+        ("f1:high", "is no number"),
+        ("f1:nan", "is no number"),
+        ("cosine:0.5", "takes no threshold"),
+    ):
+        with pytest.raises(UsageError, match=message) as error:
+            parse(name)
+        assert (error.value.where, bool(error.value.hint)) == (name, True)
 
 
 def test_who_judges():

@@ -1,0 +1,108 @@
+"""The straight line from a checkpoint to a pruned one, whose weights are floats."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edgec.build_prune import Left, evidence, pruning_of, shrink
+from edgec.calibrate.cache import cache_dir, key
+from edgec.calibrate.dataset import Dataset, load_dataset
+from edgec.checkpoint.export import Dtype
+from edgec.checkpoint.model import Array, Checkpoint
+from edgec.errors import PlanError, UsageError
+from edgec.frontends.architecture import Decoder
+from edgec.generate.tokenizer import Tokenizer
+from edgec.prune.put_back import put_back
+from edgec.quantize.block import Recipe
+from edgec.quantize.sequential import quantize_model
+from edgec.report.model import Pruning
+from edgec.spec.plan import Plan
+from edgec.spec.target import Target
+
+Tick = Callable[[str], object]
+
+
+class Pruned(NamedTuple):
+    """A pruned checkpoint, its description, what was predicted and found of it, and what the user should know."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    evidence: Pruning
+    remarks: tuple[str, ...]
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    target: Target,
+    plan: Plan,
+    tick: Tick,
+    ignored: frozenset[str] = frozenset(),
+) -> Pruned:
+    """Prune a decoder as a plan says, and do nothing else to it: transforms and storage are left to a build.
+
+    Sparse weights are kept in the cache, block by block: after an interruption the work goes on where it stopped.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        decoder: its description.
+        target: the device, for what is predicted.
+        plan: the resolved plan for all three; it prunes.
+        tick: called with the name of each block that was worked on.
+        ignored: keys of config.json that the user declared harmless.
+
+    Raises:
+        EdgecError: the checkpoint is refused, the calibration text cannot be used, or there is no GPU to calibrate on.
+    """
+    dataset = _dataset(checkpoint, plan)
+    left = dense = Left(checkpoint, decoder, None)
+    if plan.slim is not None:
+        left = shrink(dense, plan, dataset.windows, ignored, tick)
+    model, smaller = left.graph(plan, ()), left.checkpoint
+    if plan.sparse is not None:
+        assert plan.calibration is not None
+        pruning = pruning_of(model, plan, dataset.windows, tick)
+        files = (part for file in plan.source.files.items() for part in file)
+        source = key(*files, repr(left.decoder), repr(left.keep))
+        recipe = Recipe(source, lambda _: "fp32", device=plan.calibration.device, pruning=pruning)
+        quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick).put_floats(model)
+        smaller = put_back(smaller, left.decoder, model)
+    return Pruned(smaller, left.decoder, evidence(dense, left, model, target, plan), dataset.remarks)
+
+
+def within(checkpoint: Checkpoint, dtype: Dtype) -> Checkpoint:
+    """Return `checkpoint`, which refuses to read tensors that do not fit `dtype`.
+
+    Raises:
+        UsageError: on reading, a tensor has numbers that float16 does not have.
+    """
+    if dtype != "float16":
+        return checkpoint
+
+    def load(name: str) -> Array:
+        array = checkpoint.load(name)
+        largest = float(np.abs(array).max(initial=0))
+        if largest > float(np.finfo(np.float16).max):
+            raise UsageError(
+                f"tensor '{name}' holds {largest:g}, which is more than float16 takes",
+                hint="write bfloat16 or float32",
+            )
+        return array
+
+    return replace(checkpoint, load=load)
+
+
+def _dataset(checkpoint: Checkpoint, plan: Plan) -> Dataset:
+    text = plan.calibration
+    assert text is not None
+    if text.device == "cuda" and not torch.cuda.is_available():
+        raise PlanError(
+            "the profile calibrates on a GPU, and torch finds none here",
+            where=f"profile '{plan.profile}'",
+            hint='leave `device = "cuda"` out, or install a torch that is built for CUDA',
+        )
+    tokenizer = Tokenizer.from_files(checkpoint.tokenizer_files())
+    return load_dataset(text.files, tokenizer, tokens=text.tokens, window=text.window, seed=text.seed)

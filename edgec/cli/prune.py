@@ -1,0 +1,126 @@
+"""`edgec prune`: a smaller or sparser checkpoint, to train further or to build."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgec.cli._console import json_option, print_json, print_table, progress, say
+from edgec.cli.plan import resolve_plan
+from edgec.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from edgec.build_checkpoint import Pruned
+    from edgec.checkpoint.export import Dtype
+    from edgec.frontends.architecture import Decoder
+    from edgec.spec.plan import Plan
+    from edgec.spec.profile import Profile
+
+
+@click.command()
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.option("--profile", required=True, metavar="NAME|FILE", help="What goes: its [slim], its [sparse], or both.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The checkpoint to make."
+)
+@click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE", help="Where it will run.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="How weights are stored.",
+)
+@click.option("--ignore-config", multiple=True, metavar="KEY", help="Declare a config.json key harmless; repeatable.")
+@json_option
+def command(
+    checkpoint: str,
+    profile: str,
+    out: Path,
+    target: str,
+    dtype: "Dtype",
+    ignore_config: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Prune CHECKPOINT as a profile says, and write what is left as a Hugging Face directory.
+
+    CHECKPOINT is a decoder language model: a Hugging Face directory, a GGUF file or a hub id. Weights stay floats:
+    nothing is quantized, scaled or rotated, and nothing is measured. transformers loads DIR, to train it further, and
+    `edgec build` takes it. DIR appears whole or not at all.
+    """
+    from edgec.bundle.stage import staged
+    from edgec.frontends.source import is_network
+    from edgec.spec.load import list_profiles, load_profile
+
+    wishes = load_profile(profile)
+    if wishes.slim is None and wishes.sparse is None:
+        pruning = [p.name for p in list_profiles() if p.slim or p.sparse]
+        raise UsageError(
+            f"profile '{wishes.name}' prunes nothing: it has neither [slim] nor [sparse]",
+            hint=f"choose one of {', '.join(pruning)}, or give it a [slim] or a [sparse]",
+        )
+    if is_network(checkpoint):
+        raise UsageError(
+            "prune writes decoder language models, and this is another model", where=checkpoint, hint="`edgec build` it"
+        )
+    require("torch", "build")
+    require("onnx_ir", "build")
+    with staged(out) as folder:
+        from edgec.build_checkpoint import prune_checkpoint, within
+        from edgec.checkpoint.export import write_huggingface
+
+        opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, profile, None, ignore_config, False)
+        with progress() as bar:
+            task = bar.add_task("prune", total=None)
+            pruned = prune_checkpoint(
+                opened, decoder, device, plan, lambda _: bar.advance(task), frozenset(ignore_config)
+            )
+            bar.update(task, description="write")
+            write_huggingface(within(pruned.checkpoint, dtype), folder, dtype)
+    if as_json:
+        print_json({"checkpoint": out, "plan": plan, "pruning": pruned.evidence, "remarks": pruned.remarks})
+    else:
+        print_table(("", ""), _rows(decoder, pruned, plan))
+    say(f"checkpoint: {out}")
+    say(_advice(wishes, profile, target, out))
+
+
+def _rows(dense: "Decoder", pruned: "Pruned", plan: "Plan") -> list[tuple[str, str]]:
+    """Return what went, and what comes of that on the target when it is built by this profile."""
+    from edgec.prune.keep import full
+    from edgec.report.page import prediction_rows
+
+    there, here = full(dense), full(pruned.decoder)
+    sizes = (
+        ("layers", there.layers, here.layers),
+        ("width of the MLPs", there.mlp, here.mlp),
+        ("groups of attention heads", there.groups, here.groups),
+        ("width of the hidden state", there.hidden, here.hidden),
+    )
+    before = pruned.evidence.predicted.dense.parameters
+    rows = [("parameters", f"{before / 1e6:.1f} M")]
+    if plan.slim is not None:
+        parameters, *others = prediction_rows(pruned.evidence.predicted)
+        rows = [parameters, *((name, f"{old} -> {new}") for name, old, new in sizes if old != new)]
+        rows += [("predicted", f"for {plan.target}, built with the weights of profile {plan.profile}"), *others]
+    if (zeros := pruned.evidence.zeros) is not None:
+        rows.append(("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}"))
+    return [*rows, *(("remark", remark) for remark in pruned.remarks)]
+
+
+def _advice(profile: "Profile", name: str, target: str, out: Path) -> str:
+    """Say what to do with the checkpoint: which profile builds it without taking as much away again."""
+    from edgec.spec.load import list_profiles
+
+    build = f"`edgec build {out} --target {target} --profile"
+    if profile.slim is None:
+        return f"next: train it with its zeros held at zero, then {build} {name}`, which finds them where they are"
+    zeros = " with its zeros held at zero" if profile.sparse else ""
+    wanted = (profile.weights, None, profile.sparse)
+    same = next((p.name for p in list_profiles() if (p.weights, p.slim, p.sparse) == wanted), None)
+    if same is not None:
+        return f"next: train it{zeros}, then {build} {same}`"
+    return (
+        f"next: train it{zeros}, then {build} FILE` with a copy of profile {profile.name} that has no [slim], "
+        "which would remove as much again"
+    )
