@@ -42,7 +42,7 @@ def answers(network: str, run: Run, data: Path) -> Array:
         batches = _batches({"pixel_values": arrays["pixel_values"]})
         return np.concatenate([next(iter(run(feed).values())) for feed in batches])  # whatever logits are called
     if network == "minilm":
-        return np.concatenate([_pool(run(feed)["last_hidden_state"], feed) for feed in _batches(arrays)])
+        return embeddings(run, arrays)
     first = np.load(data / "silero_vad.truth.npz")["first"]
     state, found = np.zeros((2, 1, 128), np.float32), []
     for piece, is_first in zip(arrays["input"], first, strict=True):
@@ -62,11 +62,16 @@ def judge(network: str, answer: Array, reference: Array, data: Path) -> Score:
     return Score(
         float(right[known].mean()),
         float(lost.mean()),
-        _interval(lost, group[known]),
+        interval(lost, group[known]),
         float(agrees.mean()),
         float(distance.mean()),
-        _interval(distance, group),
+        interval(distance, group),
     )
+
+
+def embeddings(run: Run, arrays: dict[str, Array]) -> Array:
+    """Return the embeddings (n, 384) of tokenized sentences."""
+    return np.concatenate([_pool(run(feed)["last_hidden_state"], feed) for feed in _batches(arrays)])
 
 
 def _batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
@@ -92,7 +97,9 @@ def _classes(answer: Array, reference: Array, label: Array) -> tuple[Array, Arra
     return top == label, top == reference.argmax(1), (np.exp(theirs) * (theirs - ours)).sum(1)
 
 
-def _sentences(answer: Array, reference: Array, label: Array) -> tuple[Array, Array, Array]:
+def sentences(answer: Array, reference: Array, label: Array) -> tuple[Array, Array, Array]:
+    """Return whether each sentence's nearest is of its article, and the one of `reference`, and 1 - cosine."""
+
     def nearest(embeddings: Array) -> Array:
         cosines = embeddings @ embeddings.T
         np.fill_diagonal(cosines, -2)
@@ -108,10 +115,10 @@ def _speech(answer: Array, reference: Array, label: Array) -> tuple[Array, Array
     return speaks == label, speaks == (reference > 0.5), np.abs(answer.astype(np.float64) - reference)
 
 
-_JUDGES = {"efficientnet_lite0": _classes, "minilm": _sentences, "silero_vad": _speech}
+_JUDGES = {"efficientnet_lite0": _classes, "minilm": sentences, "silero_vad": _speech}
 
 
-def _interval(values: Array, groups: Array) -> tuple[float, float]:
+def interval(values: Array, groups: Array) -> tuple[float, float]:
     """Return a 95 % bootstrap interval of the mean, whole groups of samples drawn at once."""
     _, group = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(group, values), np.bincount(group)
