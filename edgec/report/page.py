@@ -47,7 +47,10 @@ def pruning_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return (what, how) for what a plan prunes."""
     rows = []
     if plan.slim is not None:
-        sizes, by = plan.slim.sizes, _IMPORTANCE[plan.slim.importance]
+        sizes = plan.slim.sizes
+        ways = [_INFLUENCE] * ("layers" in plan.slim.parts)
+        ways += [_IMPORTANCE[plan.slim.importance]] * any(part != "layers" for part in plan.slim.parts)
+        by = "; other parts by ".join(ways)
         widths = f"{sizes.mlp} units in each MLP, {sizes.groups} groups of heads, {sizes.hidden} dimensions"
         rows += [("stays", f"{plan.slim.parameters / 1e6:.1f} M parameters: {sizes.layers} layers, {widths}; by {by}")]
     if plan.sparse is not None:
@@ -62,6 +65,7 @@ def pruning_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+_INFLUENCE = "how much layers turn the hidden state"
 _IMPORTANCE = {
     "magnitude": "size of their weights",
     "activation": "size of what they give",
@@ -73,6 +77,8 @@ _IMPORTANCE = {
 def prediction_rows(predicted: Prediction, measured: AgainstDense | None = None) -> list[tuple[str, str]]:
     """Return (what, dense to pruned) of a prediction, with what was measured beside it."""
     before, after = predicted.dense, predicted.pruned
+    if before == after and measured is None:
+        return [("predicted", "size, operations and speed of the dense model")]
     size = f"{before.weight_bytes / _MIB:.1f} -> {after.weight_bytes / _MIB:.1f} MiB"
     speed = f"{predicted.speed:.2f} times that of the dense model"
     if measured is not None:

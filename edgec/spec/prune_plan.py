@@ -12,7 +12,7 @@ from edgec.frontends.families import describe
 from edgec.prune.keep import Shares, Sizes, first, full, sizes
 from edgec.prune.slim import slim
 from edgec.spec.layers import matching, matrix_names
-from edgec.spec.prune import Allocation, Importance, Method, Slim, Sparse
+from edgec.spec.prune import Allocation, Importance, Method, Part, Slim, Sparse
 
 # Shares are tried in steps of so many parts of a whole.
 _STEPS = 400
@@ -28,10 +28,11 @@ class SparsePlan(msgspec.Struct, frozen=True):
 
 
 class SlimPlan(msgspec.Struct, frozen=True):
-    """The sizes of what stays, how many parameters that is, and what decides what stays."""
+    """The sizes of what stays, how many parameters that is, what goes, and what decides which of its parts stay."""
 
     sizes: Sizes
     parameters: int
+    parts: tuple[Part, ...]
     importance: Importance
 
 
@@ -77,7 +78,7 @@ def resolve_slim(
         tried = found
         smaller = describe(slim(checkpoint, decoder, first(decoder, found), ignored), ignored)
         if (stay := parameters(smaller)) <= allowed:
-            return SlimPlan(found, stay, wishes.importance), smaller
+            return SlimPlan(found, stay, wishes.parts, wishes.importance), smaller
     raise PlanError(
         f"without {' and '.join(wishes.parts)} more than {1 - wishes.parameters:.0%} of the parameters would be left",
         hint="remove less, or from more parts",
