@@ -169,6 +169,7 @@ def test_static_activations_take_ranges_of_the_pruned_model(make):
         (SPARSE.format("100%", "wanda"), UsageError, "100%"),
         (SPARSE.format("2:4", "obs"), UsageError, "obs"),
         (SPARSE.format("2:4", "wanda") + '\nallocation = "owl"', UsageError, "the same everywhere"),
+        (SPARSE.format("95%", "wanda") + '\nallocation = "owl"', UsageError, "no room"),
         (SPARSE.format("2:4", "wanda") + '\nskip = ["layers.9.*"]', UsageError, "layers.9"),
         ("[slim]\nparameters = 0.9", PlanError, "MLP"),
         ('[slim]\nparameters = 0.2\nparts = ["mlp", "mlp"]', UsageError, "twice"),

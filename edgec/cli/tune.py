@@ -83,6 +83,12 @@ def command(
         )
     base = profile or DECODER_PROFILE
     opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, base, backend, ignore_config, False)
+    if plan.slim is not None or plan.sparse is not None:
+        raise UsageError(
+            "tune chooses storage, and this profile prunes",
+            where=base,
+            hint="write what pruning leaves with `edgec prune`, and tune that",
+        )
     corpus = evaluation_corpus(opened.tokenizer_files(), plan, eval_text)
     task = Task(
         checkpoint=opened,

@@ -42,7 +42,6 @@ def allocate(
 
     Raises:
         CheckpointError: the model computes something that is not finite.
-        ValueError: the shares of `owl` would leave [0, 1).
     """
     shares = uniform(names, pattern.sparsity)
     if allocation == "uniform":
@@ -90,5 +89,5 @@ def _by_outliers(
             sizes[name] = sum(weight.numel() for weight, _ in pairs)
         flow.advance(runner, weights, later[index])
         tick(name)
-    shares = owl(ratios, sizes, target)
+    shares = owl(ratios, sizes, target)  # never outside [0, 1): `spec.prune.Sparse` has room for it
     return {matrix: shares[block] for block, found in members.items() for matrix in found}

@@ -9,6 +9,8 @@ from edgec.prune.pattern import Pattern
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 Allocation = Literal["uniform", "global", "owl"]
 Importance = Literal["magnitude", "activation", "wanda", "taylor"]
+OWL_SPREAD = 0.08
+"""How far a layer's share of zeros may be from that of all, with "owl"."""
 Part = Literal["layers", "mlp", "heads", "hidden"]
 
 
@@ -31,6 +33,10 @@ class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         if self.parsed.block is not None and self.allocation != "uniform":
             raise ValueError(f'a pattern of {self.pattern} is the same everywhere: allocation = "uniform"')
+        if self.allocation == "owl" and not OWL_SPREAD <= self.parsed.sparsity < 1 - OWL_SPREAD:
+            raise ValueError(
+                f"owl gives layers up to {OWL_SPREAD:.0%} more or less, which {self.pattern} has no room for"
+            )
 
     @property
     def parsed(self) -> Pattern:

@@ -301,3 +301,10 @@ def test_other_models_are_refused(tmp_path):
     done = CliRunner().invoke(command, [str(tmp_path / "model.onnx"), "--max-size", "1MB", "--out", "t.toml"])
     assert isinstance(done.exception, UsageError)
     assert "decoder language models" in done.exception.what
+
+
+def test_a_profile_that_prunes_is_refused(tmp_path, tiny_llama):
+    options = ["--profile", "wanda-50", "--max-size", "1MB", "--out", str(tmp_path / "t.toml")]
+    done = CliRunner().invoke(command, [str(tiny_llama), *options])
+    assert isinstance(done.exception, UsageError)
+    assert "edgec prune" in done.exception.hint
