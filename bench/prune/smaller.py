@@ -23,7 +23,7 @@ DENSE = "dense-int4"
 PROFILES = {
     DENSE: str(HERE / "profiles/dense-int4.toml"),
     "slim-25-int4": "slim-25-int4",
-    "slim-25-mlp-heads-int4": str(HERE / "profiles/slim-25-mlp-heads-int4.toml"),
+    "slim-25-mlp-int4": str(HERE / "profiles/slim-25-mlp-int4.toml"),
     "depth-25-int4": "depth-25-int4",
 }
 PROMPT, NEW = 64, 32
