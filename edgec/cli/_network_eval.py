@@ -31,9 +31,17 @@ def evaluate(
     from edgec.evaluate.setting import read_text_files, setting_of
     from edgec.evaluate.wanted import wanted_metrics
 
-    if data is None or not (metrics or source):
+    if data is None:
         raise UsageError(
-            "say what to measure, and on what", hint="such as --eval-data samples.npz --metric top1, or --source MODEL"
+            "nothing says what to measure the model on",
+            where=str(bundle),
+            hint="name samples with --eval-data; models that take text also take --eval-data python-docs",
+        )
+    if not (metrics or source):
+        raise UsageError(
+            "nothing says what to measure",
+            where=str(bundle),
+            hint="name a metric, such as --metric top1, or the float model to compare with: --source MODEL",
         )
     artifact, plan = find_artifact(bundle), read_network_plan(bundle)
     settings, backend = read_network_settings(artifact), backend_of(artifact)
