@@ -10,19 +10,18 @@ from typing import NamedTuple
 
 import msgspec
 import onnx_ir as ir
-import torch
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
+from edgec.build_calibration import check_device, planned_text
 from edgec.build_prune import Left, evidence, pruning_of, race, shrink
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
-from edgec.calibrate.cache import cache_dir, key
-from edgec.calibrate.dataset import Dataset, load_dataset
+from edgec.calibrate.cache import cache_dir
+from edgec.calibrate.dataset import Dataset
 from edgec.calibrate.overlap import check_overlap
 from edgec.calibrate.ranges import measure_clips
 from edgec.checkpoint.model import Checkpoint
-from edgec.errors import PlanError, UsageError
 from edgec.evaluate.corpus import Corpus
 from edgec.evaluate.integers import check_integers
 from edgec.evaluate.streamed import Streamed
@@ -176,21 +175,13 @@ def _count_weights(decoder: Decoder) -> int:
 
 def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | None) -> Dataset | None:
     """Return what to calibrate on, None where algorithms look at weights alone."""
-    text = plan.calibration
-    if text is None or not (_has_ranges(plan) or _is_calibrated(plan) or plan.slim is not None):
-        return None
     weighs = _is_calibrated(plan) or plan.slim is not None
-    if text.device == "cuda" and weighs and not torch.cuda.is_available():
-        raise PlanError(
-            "the profile calibrates on a GPU, and torch finds none here",
-            where=f"profile '{plan.profile}'",
-            hint='leave `device = "cuda"` out, or install a torch that is built for CUDA',
-        )
+    if plan.calibration is None or not (weighs or _has_ranges(plan)):
+        return None
+    if weighs:
+        check_device(plan)
     tokenizer = Tokenizer.from_files(tokenizer_files)
-    dataset = load_dataset(text.files, tokenizer, tokens=text.tokens, window=text.window, seed=text.seed)
-    changed = [name for name, sha256 in dataset.sha256.items() if sha256 != text.files[name]]
-    if changed:
-        raise UsageError("the calibration text is not what was planned with", where=changed[0], hint="build again")
+    dataset = planned_text(plan, tokenizer)
     shared = () if corpus is None else check_overlap(dataset, corpus, tokenizer)
     return msgspec.structs.replace(dataset, remarks=(*dataset.remarks, *shared))
 
@@ -207,10 +198,10 @@ def _scalings(plan: Plan) -> tuple[str, ...]:
 def _calibrate(model: ir.Model, left: Left, dataset: Dataset, plan: Plan, tick: Tick) -> Results:
     """Prune and quantize the weights with what the text shows; what is on disk already is not done again."""
     assert plan.calibration is not None
-    files = (part for file in plan.source.files.items() for part in file)
-    source = key(*files, repr(left.decoder), repr(left.keep), str(ROTATION in plan.transforms))
     pruning = pruning_of(model, plan, dataset.windows, tick)
-    recipe = Recipe(source, plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps, pruning)
+    recipe = Recipe(
+        left.key(plan), plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps, pruning
+    )
     return quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick)
 
 

@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from edgec.build_calibration import check_device, planned_text
 from edgec.build_prune import Left, evidence, pruning_of, shrink
-from edgec.calibrate.cache import cache_dir, key
-from edgec.calibrate.dataset import Dataset, load_dataset
+from edgec.calibrate.cache import cache_dir
 from edgec.checkpoint.export import Dtype
 from edgec.checkpoint.model import Array, Checkpoint
-from edgec.errors import PlanError, UsageError
+from edgec.errors import UsageError
 from edgec.frontends.architecture import Decoder
 from edgec.generate.tokenizer import Tokenizer
 from edgec.prune.put_back import put_back
@@ -57,7 +56,8 @@ def prune_checkpoint(
     Raises:
         EdgecError: the checkpoint is refused, the calibration text cannot be used, or there is no GPU to calibrate on.
     """
-    dataset = _dataset(checkpoint, plan)
+    check_device(plan)
+    dataset = planned_text(plan, Tokenizer.from_files(checkpoint.tokenizer_files()))
     left = dense = Left(checkpoint, decoder, None)
     if plan.slim is not None:
         left = shrink(dense, plan, dataset.windows, ignored, tick)
@@ -65,9 +65,7 @@ def prune_checkpoint(
     if plan.sparse is not None:
         assert plan.calibration is not None
         pruning = pruning_of(model, plan, dataset.windows, tick)
-        files = (part for file in plan.source.files.items() for part in file)
-        source = key(*files, repr(left.decoder), repr(left.keep))
-        recipe = Recipe(source, lambda _: "fp32", device=plan.calibration.device, pruning=pruning)
+        recipe = Recipe(left.key(plan, ()), lambda _: "fp32", device=plan.calibration.device, pruning=pruning)
         quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick).put_floats(model)
         smaller = put_back(smaller, left.decoder, model)
     return Pruned(smaller, left.decoder, evidence(dense, left, model, target, plan), dataset.remarks)
@@ -93,16 +91,3 @@ def within(checkpoint: Checkpoint, dtype: Dtype) -> Checkpoint:
         return array
 
     return replace(checkpoint, load=load)
-
-
-def _dataset(checkpoint: Checkpoint, plan: Plan) -> Dataset:
-    text = plan.calibration
-    assert text is not None
-    if text.device == "cuda" and not torch.cuda.is_available():
-        raise PlanError(
-            "the profile calibrates on a GPU, and torch finds none here",
-            where=f"profile '{plan.profile}'",
-            hint='leave `device = "cuda"` out, or install a torch that is built for CUDA',
-        )
-    tokenizer = Tokenizer.from_files(checkpoint.tokenizer_files())
-    return load_dataset(text.files, tokenizer, tokens=text.tokens, window=text.window, seed=text.seed)

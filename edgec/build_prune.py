@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Job, get_backend
 from edgec.backends.session import Session
+from edgec.calibrate.cache import key
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import EdgecError
 from edgec.frontends.architecture import Decoder
@@ -30,6 +31,7 @@ from edgec.prune.pattern import Pattern
 from edgec.prune.slim import slim
 from edgec.quantize.block import Pruning
 from edgec.quantize.scheme import Scheme
+from edgec.quantize.transforms import ROTATION
 from edgec.quantize.transforms.quarot import emit_turned
 from edgec.quantize.weights import quantize_weights
 from edgec.report.model import AgainstDense, Zeros
@@ -57,6 +59,12 @@ class Left(NamedTuple):
         """Return its float graph, transformed as the plan says, or as `transforms` does."""
         turned = plan.transforms if transforms is None else transforms
         return emit_turned(self.decoder, self.checkpoint, plan.context_length, turned)
+
+    def key(self, plan: Plan, transforms: Sequence[str] | None = None) -> str:
+        """Return what tells apart what `graph` returns, for names of cached results."""
+        turned = plan.transforms if transforms is None else transforms
+        files = (part for file in plan.source.files.items() for part in file)
+        return key(*files, repr(self.decoder), repr(self.keep), str(ROTATION in turned))
 
 
 def shrink(dense: Left, plan: Plan, windows: NDArray[np.int64], ignored: frozenset[str], tick: Tick) -> Left:

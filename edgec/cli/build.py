@@ -183,7 +183,7 @@ def _integers(found: "Integers") -> str:
 
 
 def _show(plan: "Plan", report: "Report") -> None:
-    from edgec.report.page import prediction_rows, storage_rows
+    from edgec.report.page import prediction_rows, storage_rows, zeros_rows
 
     size = sum(report.size_bytes.values())
     rows = [
@@ -210,8 +210,7 @@ def _show(plan: "Plan", report: "Report") -> None:
         ]
     if report.pruning is not None:
         rows += prediction_rows(report.pruning.predicted, report.pruning.measured)
-        if (zeros := report.pruning.zeros) is not None:
-            rows.append(("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}"))
+        rows += zeros_rows(report.pruning.zeros)
     if report.latency is not None:
         latency = report.latency
         speed = f"first token {latency.ttft_ms:.1f} ms, decode {latency.decode_tokens_per_s:.1f} tokens/s"

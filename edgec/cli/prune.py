@@ -88,7 +88,7 @@ def command(
 def _rows(dense: "Decoder", pruned: "Pruned", plan: "Plan") -> list[tuple[str, str]]:
     """Return what went, and what comes of that on the target when it is built by this profile."""
     from edgec.prune.keep import full
-    from edgec.report.page import prediction_rows
+    from edgec.report.page import prediction_rows, zeros_rows
 
     there, here = full(dense), full(pruned.decoder)
     sizes = (
@@ -103,8 +103,7 @@ def _rows(dense: "Decoder", pruned: "Pruned", plan: "Plan") -> list[tuple[str, s
         parameters, *others = prediction_rows(pruned.evidence.predicted)
         rows = [parameters, *((name, f"{old} -> {new}") for name, old, new in sizes if old != new)]
         rows += [("predicted", f"for {plan.target}, built with the weights of profile {plan.profile}"), *others]
-    if (zeros := pruned.evidence.zeros) is not None:
-        rows.append(("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}"))
+    rows += zeros_rows(pruned.evidence.zeros)
     return [*rows, *(("remark", remark) for remark in pruned.remarks)]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgec.fuse.rule import is_constant
+from edgec.fuse.rule import Near, is_constant
+from edgec.fuse.terms import maker
 from edgec.graph.rewrite import array_of, constant, lazy, users
 from edgec.graph.tags import WEIGHTS
 
@@ -25,7 +26,38 @@ _OF_INPUT = (2, 4)  # where MatMulIntegerToFloat takes the scale and the zero po
 _SEPARATORS = re.compile(r"([./])")
 
 
-def product_before(value: ir.Value | None, through: tuple[str, ...]) -> ir.Node | None:
+def join_siblings(
+    model: ir.Model,
+    near: Near,
+    reader: str,
+    through: tuple[str, ...],
+    *,
+    inputs: int | None = None,
+    whatever_rows: tuple[str, ...] = (),
+) -> list[str]:
+    """Join the products that each operator of a kind reads, and return the names of the wide ones.
+
+    Args:
+        model: changed in place.
+        near: told of siblings that stay apart.
+        reader: the standard operator.
+        through: operators that may stand between it and the products.
+        inputs: how many of its inputs count; None for all.
+        whatever_rows: products that are joined however many rows they multiply.
+    """
+    made = []
+    for graph in model.graphs():
+        for node in [node for node in graph if maker(node.outputs[0], reader) is not None]:
+            products = _siblings([_product_before(value, through) for value in node.inputs[:inputs]])
+            reason = _refusal(products, whatever_rows) if products else None
+            if reason:
+                near(node, reason)
+            elif products:
+                made.append(str(_join(products).name))
+    return made
+
+
+def _product_before(value: ir.Value | None, through: tuple[str, ...]) -> ir.Node | None:
     """Return the product with constant weights that a value is made of, with only these operators between them."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in through:
@@ -38,7 +70,7 @@ def product_before(value: ir.Value | None, through: tuple[str, ...]) -> ir.Node 
     return node if all(source is None or is_constant(source) for source in node.inputs[1:]) else None
 
 
-def siblings(products: list[ir.Node | None]) -> list[ir.Node]:
+def _siblings(products: list[ir.Node | None]) -> list[ir.Node]:
     """Return those, two or more, that read one input and are of one kind; nothing if there are none."""
     known = list(dict.fromkeys(node for node in products if node is not None))
     groups = [[other for other in known if _alike(node) == _alike(other)] for node in known]
@@ -46,13 +78,8 @@ def siblings(products: list[ir.Node | None]) -> list[ir.Node]:
     return largest if len(largest) > 1 else []
 
 
-def refusal(nodes: list[ir.Node], whatever_rows: tuple[str, ...] = ()) -> str | None:
-    """Say why siblings stay apart; None if they are to be joined.
-
-    Args:
-        nodes: the siblings.
-        whatever_rows: products that are to be joined however many rows they multiply.
-    """
+def _refusal(nodes: list[ir.Node], whatever_rows: tuple[str, ...]) -> str | None:
+    """Say why siblings stay apart; None if they are to be joined."""
     first = nodes[0]
     for node in nodes:
         weight = node.inputs[1]
@@ -71,7 +98,7 @@ def refusal(nodes: list[ir.Node], whatever_rows: tuple[str, ...] = ()) -> str | 
     return f"{rows} rows are multiplied: one product is slower" if rows > FEW_ROWS else None
 
 
-def join(nodes: list[ir.Node]) -> ir.Node:
+def _join(nodes: list[ir.Node]) -> ir.Node:
     """Replace siblings by one wide product and a Split, and return the product."""
     graph = nodes[0].graph
     assert isinstance(graph, ir.Graph)

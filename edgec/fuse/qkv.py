@@ -5,14 +5,13 @@ Products of a decoder's attention are written so that ONNX Runtime's kernel for 
 
 import onnx_ir as ir
 
-from edgec.fuse.packing import join, product_before, refusal, siblings
+from edgec.fuse.packing import join_siblings
 from edgec.fuse.rule import Near, Phase, Stage
 
 TITLE = "Q, K and V into one product"
 STAGE: Stage = "onnx_cpu"
 PHASE: Phase = "join"
 
-_WHATEVER_ROWS = ("MatMulNBits",)
 _BETWEEN = (
     *("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Add", "Mul", "Identity"),
     *("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear"),
@@ -21,13 +20,4 @@ _BETWEEN = (
 
 def apply(model: ir.Model, near: Near) -> list[str]:
     """Join the products that an attention reads, and return the names of the wide ones."""
-    made = []
-    for graph in model.graphs():
-        for attention in [node for node in graph if node.op_type == "Attention"]:
-            products = siblings([product_before(value, _BETWEEN) for value in attention.inputs[:3]])
-            reason = refusal(products, _WHATEVER_ROWS) if products else None
-            if reason:
-                near(attention, reason)
-            elif products:
-                made.append(str(join(products).name))
-    return made
+    return join_siblings(model, near, "Attention", _BETWEEN, inputs=3, whatever_rows=("MatMulNBits",))

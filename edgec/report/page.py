@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgec.quantize.scheme import Scheme
-from edgec.report.model import AgainstDense, Integers, Report
+from edgec.report.model import AgainstDense, Integers, Report, Zeros
 from edgec.spec.layers import describe_matrices
 from edgec.spec.operation import Storage
 from edgec.spec.plan import Plan
@@ -95,6 +95,13 @@ def prediction_rows(predicted: Prediction, measured: AgainstDense | None = None)
         ("memory read for a token", f"{before.bytes_per_token / _MIB:.1f} -> {after.bytes_per_token / _MIB:.1f} MiB"),
         ("speed of decoding", speed),
     ]
+
+
+def zeros_rows(zeros: Zeros | None) -> list[tuple[str, str]]:
+    """Return what there is of zeros, and what comes of them."""
+    if zeros is None:
+        return []
+    return [("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}")]
 
 
 def describe_activations(plan: Plan) -> str:
@@ -203,9 +210,7 @@ def _speed(report: Report) -> str:
 def _pruning(report: Report) -> str:
     if report.pruning is None:
         return ""
-    rows = prediction_rows(report.pruning.predicted, report.pruning.measured)
-    if (zeros := report.pruning.zeros) is not None:
-        rows += [("zeros", f"{100 * zeros.share:.1f} % of {zeros.matrices} matrices; {zeros.runtime}")]
+    rows = [*prediction_rows(report.pruning.predicted, report.pruning.measured), *zeros_rows(report.pruning.zeros)]
     dense = (
         "Beside the dense model, stored alike, rounded to nearest and run in turn"
         if report.pruning.measured

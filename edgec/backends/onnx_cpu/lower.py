@@ -7,7 +7,6 @@ from edgec.backends.onnx_cpu.attention import lower_attention
 from edgec.backends.onnx_cpu.integer import lower_integer_matmuls
 from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
 from edgec.fuse import fuse
-from edgec.fuse.surgery import infer_shapes
 from edgec.graph.rewrite import sweep
 
 
@@ -20,7 +19,6 @@ def lower(model: ir.Model, accuracy_level: int, *, unsigned_weights: bool = Fals
         unsigned_weights: of matmuls by int8 activations; see `edgec.backends.onnx_cpu.integer`.
     """
     lowered = model.clone()
-    infer_shapes(lowered)  # ONNX knows no shapes of the operators that follow
     graph = lowered.graph
     graph.opset_imports[CONTRIB] = 1
     lower_integer_matmuls(graph, unsigned_weights=unsigned_weights)
