@@ -114,3 +114,14 @@ def story_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text("\n".join(f"{n}. {TEXT}" for n in range(40)))
     return path
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Let torch use three threads."""
+    import torch  # not there in a core install
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)

@@ -8,10 +8,9 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from commands import fails, invoke
 from tiny_networks import NETWORKS, Tiny, weights
 
-from edgec.cli import edgec
 from edgec.cli._network import load
 from edgec.errors import EdgecError
 
@@ -30,17 +29,6 @@ SETTING
 [network.verify]
 min_cosine = 0.9
 """
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(edgec, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def fails(*arguments):
-    """Return the error of a command; anything that is no EdgecError gets through."""
-    with pytest.raises(EdgecError) as caught:
-        invoke(*arguments)
-    return caught.value
 
 
 @pytest.fixture(scope="module")

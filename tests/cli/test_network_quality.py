@@ -8,25 +8,11 @@ import wave
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from commands import fails, invoke
 from tiny_networks import NETWORKS, Tiny, weights
-
-from edgec.cli import edgec
-from edgec.errors import EdgecError
 
 TARGET = ("--target", "x86-avx512-vnni")
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(27)))
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(edgec, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def fails(*arguments):
-    """Return the error of a command; anything that is no EdgecError gets through."""
-    with pytest.raises(EdgecError) as caught:
-        invoke(*arguments)
-    return caught.value
 
 
 @pytest.fixture(scope="module")

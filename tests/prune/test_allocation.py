@@ -5,14 +5,11 @@ from itertools import product
 
 import pytest
 import torch
+from random_matrices import normal
 
 from edgec.prune.allocation import by_sensitivity, global_magnitude, outlier_ratio, owl, uniform
 from edgec.prune.methods import keep_mask, magnitude
 from edgec.prune.pattern import Pattern
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def mean(shares, sizes):

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from random_matrices import correlated, normal, seen, some_dead
 
 from edgec.calibrate.stats import Stats
 from edgec.prune import methods
@@ -19,33 +20,6 @@ NAMES = [file.name for file in pkgutil.iter_modules(methods.__path__)]
 PATTERNS = [Pattern.parse(text) for text in ("50%", "70%", "2:4", "4:8", "2:3")]
 INT4, ZEROS = Scheme("int4", 32), Scheme("int4", 64, symmetric=False)
 SCHEMES = [INT4, ZEROS, Scheme("int3", None), Scheme("int8", None)]
-
-
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def correlated(tokens, cols, seed=0):
-    """Return inputs (tokens, cols) of different sizes that have much in common."""
-    mixed = normal(tokens, cols, seed=seed) @ normal(cols, cols, seed=seed + 1) / math.sqrt(cols)
-    return (mixed + normal(tokens, 1, seed=seed + 2)) * torch.exp(normal(cols, seed=seed + 3))
-
-
-def seen(inputs):
-    hessian = inputs.T @ inputs / len(inputs)
-    return Stats(hessian.diagonal().clone(), hessian=hessian)
-
-
-def some_dead(inputs):
-    return inputs * (torch.arange(inputs.shape[1]) % 3 > 0)
 
 
 def objective(weight, changed, stats):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_matrices import normal
 
 from edgec.prune.methods import keep_mask, masked
 from edgec.prune.pattern import Pattern
@@ -14,10 +15,6 @@ from edgec.quantize.algorithms import gptq, rtn
 from edgec.quantize.scheme import Scheme
 
 PATTERNS = [Pattern.parse(text) for text in ("0%", "10%", "50%", "90%", "2:4", "4:8", "1:3")]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def naive(scores, pattern, per):

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from random_matrices import normal, some_dead
 
 from edgec.calibrate.stats import Stats
 from edgec.quantize import algorithms
@@ -30,10 +31,6 @@ def short(scheme):
     return f"{scheme.dtype}-{scheme.group or 'channel'}{'' if scheme.symmetric else '-zeros'}"
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def seen(inputs):
     """Return the statistics of inputs (tokens, cols)."""
     return Stats(inputs.square().mean(0), inputs.abs().amax(0), inputs.T @ inputs / len(inputs))
@@ -41,10 +38,6 @@ def seen(inputs):
 
 def correlated(tokens, cols):
     return normal(tokens, cols, seed=1) @ normal(cols, cols, seed=2) / math.sqrt(cols) + normal(tokens, 1, seed=3)
-
-
-def some_dead(inputs):
-    return inputs * (torch.arange(inputs.shape[1]) % 3 > 0)
 
 
 STATS = {

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from random_matrices import normal
 
 from edgec.calibrate.flow import Flow, measure
 from edgec.checkpoint.open import open_checkpoint
@@ -49,10 +50,6 @@ RUN = TorchBlock(
 
 def short(scheme):
     return f"{scheme.dtype}-{scheme.group or 'channel'}{'' if scheme.symmetric else '-zeros'}"
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Layer:

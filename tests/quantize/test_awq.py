@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from random_matrices import normal
 from random_models import save_random
 
 from edgec.calibrate.flow import Flow
@@ -27,10 +28,6 @@ from edgec.quantize.transforms import SCALINGS, awq, scaling_named
 INT4 = Scheme("int4", 32)
 WINDOWS = np.random.default_rng(0).integers(3, 97, (6, 30))
 BIASED = {"attention_bias": True, "mlp_bias": True}
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs_of(cols, seed, spread):

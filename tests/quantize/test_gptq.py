@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_matrices import correlated, normal, seen
 
 from edgec.calibrate.stats import Stats
 from edgec.quantize.algorithms import gptq, mse, rtn
@@ -24,21 +25,6 @@ INT4 = Scheme("int4", 64)
 
 def short(scheme):
     return f"{scheme.dtype}-{scheme.group or 'channel'}{'' if scheme.symmetric else '-zeros'}"
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def correlated(tokens, cols, seed=0):
-    """Return inputs (tokens, cols) of different sizes that have much in common."""
-    mixed = normal(tokens, cols, seed=seed) @ normal(cols, cols, seed=seed + 1) / math.sqrt(cols)
-    return (mixed + normal(tokens, 1, seed=seed + 2)) * torch.exp(normal(cols, seed=seed + 3))
-
-
-def seen(inputs):
-    hessian = inputs.T @ inputs / len(inputs)
-    return Stats(hessian.diagonal().clone(), hessian=hessian)
 
 
 def objective(weight, rounded, stats):

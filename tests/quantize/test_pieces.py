@@ -9,6 +9,7 @@ from threading import Barrier, Thread, get_ident
 
 import pytest
 import torch
+from random_matrices import normal
 
 from edgec.calibrate.stats import Stats
 from edgec.quantize import algorithms, pieces
@@ -20,18 +21,6 @@ from edgec.quantize.threads import one_thread
 NAMES = [file.name for file in pkgutil.iter_modules(algorithms.__path__) if not file.name.startswith("_")]
 SCHEMES = [Scheme("int4", 32), Scheme("int4", None, symmetric=False), Scheme("int8", 32, symmetric=False)]
 ROWS, COLS = 70, 90
-
-
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def in_new_thread(work):
