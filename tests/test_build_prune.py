@@ -227,3 +227,14 @@ def test_a_jetson_tries_sparse_kernels(tiny_llama, profile, tmp_path):
         assert done.exit_code == 0, done.output
         recipe = json.loads((tmp_path / name / "artifact/recipe.json").read_text())
         assert recipe["build"]["sparse_weights"] == (name == "sparse")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "fits"), [("fp32", "90%", True), ("fp16", "90%", True), ("fp32", "50%", False)]
+)
+def test_files_leave_zeros_out_where_that_is_smaller(make, dtype, pattern, fits):
+    report, _ = make(SPARSE.format(pattern, "magnitude"), dtype=dtype, algorithm="", bound=1e30)
+    measured = report.pruning.measured
+    assert not report.verification.failures
+    assert any("ONNX sparse tensors" in remark for remark in report.remarks) == fits
+    assert (measured.size_bytes < 0.9 * measured.dense_size_bytes) == fits

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from edgec.graph.sparse import add as add_sparse
+from edgec.graph.sparse import pays
 from edgec.graph.store import Store, raw_bytes, shape_of
 from edgec.graph.tags import SAME_BYTES, WEIGHTS
 
@@ -14,8 +16,15 @@ DATA_FILE = "model.onnx.data"
 _EXTERNAL_FROM_BYTES = 1024
 
 
-def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) -> None:
-    """Write `model.onnx.data` into `folder`; the initializers of `model` then refer to it."""
+def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object], *, sparse: bool = False) -> None:
+    """Write `model.onnx.data` into `folder`; the initializers of `model` then refer to it.
+
+    Args:
+        model: the lowered graph.
+        folder: of the artifact.
+        tick: called with the name of each weight.
+        sparse: leave zeros out where that takes fewer bytes; the model is then to be written by `sparse.save`.
+    """
     with Store(folder / DATA_FILE) as store:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
@@ -33,7 +42,11 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object]) 
             else:
                 raw = isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8
                 data = raw_bytes(tensor) if raw else np.asarray(tensor.numpy())
-                value.const_value = store.add(name, data, tensor.dtype, shape)
+                if sparse and tensor.dtype.bitwidth >= 8 and pays(data.view(tensor.dtype.numpy())):
+                    numbers = data.view(tensor.dtype.numpy())
+                    value.const_value = add_sparse(store, name, numbers, tensor.dtype, shape)
+                else:
+                    value.const_value = store.add(name, data, tensor.dtype, shape)
             tick(name)
     for noted in (*model.graph, *model.graph.initializers.values()):
         for note in [key for key in noted.metadata_props if key != WEIGHTS]:

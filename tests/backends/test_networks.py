@@ -34,7 +34,7 @@ MODES = {
 CASES = [
     *((name, "static") for name in NETWORKS),
     *((name, mode) for name in ("mlp", "encoder", "shared", "odd") for mode in ("dynamic", "weights")),
-    *((name, mode) for name in ("cnn", "encoder", "sound") for mode in ("fp16", "fp32")),
+    *((name, mode) for name in ("cnn", "encoder", "sound", "pruned") for mode in ("fp16", "fp32")),
 ]
 # OpenVINO computes in bfloat16 where the CPU can.
 COSINE = {"static": 0.997, "dynamic": 0.997, "weights": 0.999, "fp16": 0.9995, "fp32": 0.9995}
@@ -124,6 +124,14 @@ def test_artifacts_compute_what_the_canonical_graph_says(opened, backend, name, 
         for expected, found in zip(run(made, inputs), shipped, strict=True):
             for output, array in expected.items():
                 assert cosine(found[output], array) > 0.9995, output
+
+
+@pytest.mark.parametrize("mode", ["fp32", "fp16", "static"])
+def test_files_for_onnx_runtime_leave_zeros_out(opened, mode, tmp_path):
+    network, samples = opened("pruned"), NETWORKS["pruned"].samples()
+    _, artifact = compiled(network, plan_of(network, "onnx_cpu", mode), samples, tmp_path)
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False).graph
+    assert len(graph.sparse_initializer) == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -82,6 +82,12 @@ def _tokens(rng: np.random.Generator, count: int) -> Batch:
     return {"ids": rng.integers(0, 1100, (count, 9)), "mask": mask}
 
 
+def _few(dense: Weights, share: float) -> Weights:
+    """Return weights of which few are not 0."""
+    rng = np.random.default_rng(3)
+    return {name: array * (rng.random(array.shape) < share).astype(array.dtype) for name, array in dense.items()}
+
+
 NETWORKS = {
     "cnn": Tiny(
         """(float[N, 3, 12, 12] x) => (float[N, 5] y) <float low = {0}, float high = {6}> {
@@ -102,6 +108,17 @@ NETWORKS = {
             w4=(12, 8, 1, 1), b4=(12,), w5=(5, 12), b5=(5,),
         ),
         _floats(3, 12, 12),
+    ),
+    "pruned": Tiny(
+        """(float[N, 16, 6, 6] x) => (float[N, 160] y) {
+            c1 = Conv <kernel_shape=[3, 3], pads=[1, 1, 1, 1]> (x, w1, b1)
+            a1 = Relu (c1)
+            flat = GlobalAveragePool (a1)
+            rows = Flatten (flat)
+            y = MatMul (rows, w2)
+        }""",
+        _few(weights(w1=(64, 16, 3, 3), b1=(64,), w2=(64, 160)), 0.08),
+        _floats(16, 6, 6),
     ),
     "mlp": Tiny(
         """(float[N, 24] x) => (float[N, 16] z, float[N, 1] y) {

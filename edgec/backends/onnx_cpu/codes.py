@@ -13,6 +13,7 @@ from edgec.backends.onnx_cpu.files import ALL_LOGITS_FILE
 from edgec.backends.onnx_cpu.integer import MIDDLE
 from edgec.graph.rewrite import array_of
 from edgec.graph.rows import split_rows
+from edgec.graph.sparse import load
 from edgec.graph.store import raw_bytes, shape_of, unpack_nibbles
 from edgec.graph.tags import WEIGHTS
 from edgec.graph.weights import Codes
@@ -25,7 +26,7 @@ def read_codes(artifact: Path) -> Iterator[tuple[str, Codes]]:
 
     A scheme with one scale per output comes back with the blocks that the kernel asked for.
     """
-    return kernel_codes(ir.load(artifact / ALL_LOGITS_FILE).graph)
+    return kernel_codes(load(artifact / ALL_LOGITS_FILE).graph)
 
 
 def kernel_codes(graph: ir.Graph) -> Iterator[tuple[str, Codes]]:
@@ -99,7 +100,7 @@ def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
 
 def read_scales(artifact: Path) -> dict[str, tuple[float, ...]]:
     """Return the scales of activations and of the cache that the artifact holds, by their names."""
-    graph = ir.load(artifact / ALL_LOGITS_FILE).graph
+    graph = load(artifact / ALL_LOGITS_FILE).graph
     found = activation_scales(graph)
     for node in graph:
         if node.op_type == "GroupQueryAttention":

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from edgec.backends.onnx_cpu.attention import K_SCALE
 from edgec.graph.integers import clipped, without_rounding
 from edgec.graph.rewrite import replace, sweep
+from edgec.graph.sparse import load, to_proto
 
 EXACT_LEVEL = 1
 # Weights that are dequantized in front of a MatMul would be fused into kernels that round activations.
@@ -15,7 +16,7 @@ EXACT_ENTRIES = {"session.disable_quant_qdq": "1"}
 
 def exact_model(path: Path) -> bytes:
     """Return the graph at `path` with float32 activations in its integer matmuls; its weights stay in their files."""
-    model = ir.load(path)
+    model = load(path)
     for node in list(model.graph):
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", EXACT_LEVEL)
@@ -24,13 +25,13 @@ def exact_model(path: Path) -> bytes:
         elif node.op_type == "GroupQueryAttention":
             _keep_floats(node)
     sweep(model.graph)
-    data: bytes = ir.to_proto(model).SerializeToString()
+    data: bytes = to_proto(model).SerializeToString()
     return data
 
 
 def exact_network(path: Path) -> bytes:
     """Return the graph of a network at `path` without what rounds activations; its weights stay in their files."""
-    model = ir.load(path)
+    model = load(path)
     for node in list(model.graph):
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", EXACT_LEVEL)
@@ -39,7 +40,7 @@ def exact_network(path: Path) -> bytes:
             is_static = quantize.op_type == "QuantizeLinear"
             _multiply_floats(model.graph, node, clipped(model.graph, quantize) if is_static else quantize.inputs[0])
     without_rounding(model.graph)
-    data: bytes = ir.to_proto(model).SerializeToString()
+    data: bytes = to_proto(model).SerializeToString()
     return data
 
 

@@ -21,6 +21,7 @@ from edgec.backends.onnx_cpu.matmul import lower_gathers, lower_matmuls
 from edgec.fuse import fuse
 from edgec.graph.integers import grids_of, network_codes
 from edgec.graph.rewrite import array_of, lazy, replace, sweep
+from edgec.graph.sparse import load, remarks, save
 from edgec.graph.write import write_weights
 
 _FLOAT_ACTIVATIONS = 1
@@ -29,10 +30,10 @@ _FLOAT_ACTIVATIONS = 1
 def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     """Write the artifact of a network; see `edgec.backends.backend.Backend`."""
     lowered = lower_network(job.model, job.plan.wishes.activations, unsigned_weights=saturates(job.target))
-    write_weights(lowered, folder, lambda _: None)
-    ir.save(lowered, folder / MODEL_FILE)
+    write_weights(lowered, folder, lambda _: None, sparse=True)
+    save(lowered, folder / MODEL_FILE)
     write_network_settings(folder, job, "onnx_cpu", MODEL_FILE)
-    return ()
+    return remarks(lowered)
 
 
 def lower_network(model: ir.Model, activations: str, *, unsigned_weights: bool) -> ir.Model:
@@ -117,7 +118,7 @@ def _lower_dynamic(graph: ir.Graph, *, unsigned_weights: bool) -> None:
 
 def read_integers(artifact: Path) -> Integers8:
     """Return the integers of an artifact; see `edgec.backends.backend.Backend`."""
-    graph = ir.load(artifact / MODEL_FILE).graph
+    graph = load(artifact / MODEL_FILE).graph
     weights = {name: (codes.codes, codes.scales[:, 0]) for name, codes in kernel_codes(graph)}
     standard = {name: (codes, scales) for name, codes, scales in network_codes(graph)}
     return Integers8({**weights, **standard}, grids_of(graph))

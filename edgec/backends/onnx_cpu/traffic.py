@@ -30,7 +30,7 @@ def weight_bytes_per_token(path: Path) -> int:
     """
     try:
         (graph,) = _messages(path.read_bytes(), 7)
-        sizes = dict(map(_initializer, _messages(graph, 5)))
+        sizes = dict(map(_initializer, _messages(graph, 5))) | dict(map(_sparse_initializer, _messages(graph, 15)))
         read = {name for node in _messages(graph, 1) for name in _reads_whole(node)}
     except (ValueError, IndexError, KeyError) as error:
         raise BundleError("the file is no ONNX model", where=str(path), hint="copy or build it again") from error
@@ -39,12 +39,25 @@ def weight_bytes_per_token(path: Path) -> int:
 
 def _initializer(tensor: bytes) -> tuple[str, int]:
     """Return a TensorProto's name and the size of its data in bytes."""
-    fields = list(_fields(tensor))
+    return _name_and_size(tensor, _dims(tensor, 1))
+
+
+def _sparse_initializer(sparse: bytes) -> tuple[str, int]:
+    """Return a SparseTensorProto's name, and the size of its data with the zeros, which the runtime reads too."""
+    (numbers,) = _messages(sparse, 1)
+    return _name_and_size(numbers, _dims(sparse, 3))
+
+
+def _dims(message: bytes, wanted: int) -> list[int]:
     dims: list[int] = []
-    for number, value in fields:
-        if number == 1:
+    for number, value in _fields(message):
+        if number == wanted:
             dims += [value] if isinstance(value, int) else _varints(value)
-    (data_type,) = (value for number, value in fields if number == 2)
+    return dims
+
+
+def _name_and_size(tensor: bytes, dims: list[int]) -> tuple[str, int]:
+    (data_type,) = (value for number, value in _fields(tensor) if number == 2)
     (name,) = _messages(tensor, 8)
     return name.decode(), (math.prod(dims) * _BITS.get(int(data_type), 0) + 7) // 8
 
