@@ -135,7 +135,7 @@ def test_rounding_in_the_same_pass_loses_less_than_rounding_what_is_left(pattern
         tensors = (found, mse.quantize(pruned, stats, scheme), rtn.quantize(pruned, stats, scheme))
         losses = torch.tensor([objective(weight, tensor.dequantize(), stats) for tensor in tensors])
         errors += losses / losses[0]
-    assert errors[0] < errors[1]
+    assert errors[0] < 0.95 * errors[1]
     assert errors[0] < 0.85 * errors[2]
 
 
