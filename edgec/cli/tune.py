@@ -1,4 +1,4 @@
-"""`edgec tune`: choose the precision of each layer for a budget."""
+"""`edgec tune`: choose the precision of each layer for a budget, and what may go."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,8 @@ from edgec.errors import OutputError, RegressionError, UsageError, require
 
 if TYPE_CHECKING:
     from edgec.tune.budget import Budget
-    from edgec.tune.tune import Task, Tuned
+    from edgec.tune.task import Task
+    from edgec.tune.tune import Tuned
 
 
 @click.command()
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
 @click.option(
     "--candidates",
     metavar="LIST",
-    help="Storages to choose from, such as int8 or int4/32/kquant.  [default: what the target takes of int4/32,int4/64,"
-    "int4/128,int8,fp16]",
+    help="Storages to choose from, such as int8, int4/32/kquant, or fp16+2:4 with zeros.  [default: what the target "
+    "takes of int4/32,int4/64,int4/128,int8,fp16; for a latency also with zeros where there are sparse kernels]",
+)
+@click.option(
+    "--slim",
+    "slims",
+    multiple=True,
+    metavar="SHARE[:PARTS]",
+    help="A shape to try beside the dense one: 25%:mlp,heads is without a quarter of the parameters; repeatable.",
 )
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Of text for each unit.")
 @click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search zero points, groups and algorithm too.")
@@ -48,21 +56,27 @@ def command(
     max_ppl_increase: str | None,
     out: Path,
     candidates: str | None,
+    slims: tuple[str, ...],
     tokens: int,
     search: Any,
     trials: int,
     eval_text: Path | None,
     as_json: bool,
 ) -> None:
-    """Choose the precision of each layer of CHECKPOINT for a budget, and write a profile for `edgec build`.
+    """Choose the precision of each layer of CHECKPOINT for a budget, and what may go: a profile for `edgec build`.
 
     How much quantizing each group of matrices alone changes the model's predictions is measured, layer by layer, on
     the profile's calibration text; the best mixture inside the budget is solved for exactly, and measured as a whole.
     Beside FILE.toml, FILE.md says why each layer is stored as it is, and FILE.png shows the best mixtures of all
     budgets. What was measured is kept in the cache ($EDGEC_CACHE): after an interruption the work goes on.
 
-    Algorithms that need more than one matrix (gptq, autoround) are measured as mse, and a search leaves them alone.
-    Growth of perplexity is bounded by its upper end: 1.645 standard errors above what was measured (95 %).
+    Zeros (+2:4) are taken where they make a token faster. Each --slim is a shape in which the best mixture is found,
+    too; the best of all shapes is written. All are measured against CHECKPOINT as it is. What a profile with [slim]
+    leaves out is always out; one with [sparse] makes the usual candidates sparse, but for what it skips.
+
+    Algorithms that need more than one matrix (gptq, autoround, sparsegpt) are measured as mse and wanda, and a search
+    leaves them alone. Growth of perplexity is bounded by its upper end: 1.645 standard errors above what was measured
+    (95 %).
 
     Exit code 4 means that the budget is impossible, 1 that perplexity grows by more on the text of --eval-text.
     """
@@ -73,7 +87,9 @@ def command(
     from edgec.cli.build import evaluation_corpus
     from edgec.frontends.source import is_network
     from edgec.spec.load import load_profile
-    from edgec.tune.tune import Task, tune
+    from edgec.tune.shapes import parse_slim
+    from edgec.tune.task import Task
+    from edgec.tune.tune import tune
 
     if is_network(checkpoint, None):
         raise UsageError(
@@ -83,22 +99,19 @@ def command(
         )
     base = profile or DECODER_PROFILE
     opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, base, backend, ignore_config, False)
-    if plan.slim is not None or plan.sparse is not None:
-        raise UsageError(
-            "tune chooses storage, and this profile prunes",
-            where=base,
-            hint="write what pruning leaves with `edgec prune`, and tune that",
-        )
+    wishes = load_profile(base)
     corpus = evaluation_corpus(opened.tokenizer_files(), plan, eval_text)
     task = Task(
         checkpoint=opened,
         decoder=decoder,
         target=device,
-        profile=load_profile(base),
+        profile=wishes,
         plan=plan,
         budget=budget,
         tokens=tokens,
         labels=[label.strip() for label in candidates.split(",")] if candidates else [],
+        slims=[parse_slim(text, wishes.slim) for text in slims],
+        ignored=frozenset(ignore_config),
         no_fallback=no_fallback,
         search=search,
         trials=trials,
@@ -170,10 +183,10 @@ def _write(task: "Task", tuned: "Tuned", out: Path, text: str) -> tuple[Path, Pa
     remarks = [*tuned.remarks, *_evaluated(tuned, text)]
     points = tuned.mixtures, tuned.alike
     title = f"{task.checkpoint.path.name}: {tuned.profile.title}"
-    why = markdown(title, tuned.problem, tuned.found, task.budget, points, remarks, picture.name)
+    why = markdown(title, tuned.problem, tuned.found, task.budget, points, tuned.shapes, remarks, picture.name)
     comments = [
         f"Written by `edgec tune`; {page.name} says why.",
-        *(f"{a}: {b}" for a, b in summary(tuned.found, task.budget)),
+        *(f"{a}: {b}" for a, b in summary(tuned.found, task.budget, tuned.problem.floats)),
     ]
     with _beside(out) as folder:
         draw(folder / picture.name, tuned.mixtures, tuned.alike, tuned.chosen, axis)
@@ -214,12 +227,14 @@ def _check_growth(task: "Task", tuned: "Tuned", text: str) -> None:
 def _show(task: "Task", tuned: "Tuned", text: str) -> None:
     from collections import Counter
 
-    from edgec.tune.page import ROUNDS_HEAD, rounds_rows, summary
+    from edgec.tune.page import ROUNDS_HEAD, SHAPES_HEAD, rounds_rows, shapes_rows, summary
 
     choice = tuned.problem.choose(tuned.found.choice)
     counts = Counter(candidate.label for candidate in choice.values())
     stored = ", ".join(f"{label} {count}" for label, count in counts.most_common())
-    print_table(("", ""), [("units", stored), *summary(tuned.found, task.budget)])
+    print_table(("", ""), [("units", stored), *summary(tuned.found, task.budget, tuned.problem.floats)])
+    if len(tuned.shapes) > 1:
+        print_table(SHAPES_HEAD, shapes_rows(tuned.shapes, task.budget))
     print_table(ROUNDS_HEAD, rounds_rows(tuned.found.rounds, task.budget))
     for remark in [*tuned.remarks, *_evaluated(tuned, text)]:
         say(remark)
@@ -232,6 +247,7 @@ def _result(tuned: "Tuned", files: tuple[Path, ...]) -> dict[str, Any]:
         "choice": {unit.name: candidate.label for unit, candidate in choice.items()},
         "chosen": tuned.found.round,
         "rounds": tuned.found.rounds,
+        "shapes": tuned.shapes,
         "mixtures": [{"cost": point.cost, "kl": point.kl} for point in tuned.mixtures],
         "alike": [{"label": point.label, "cost": point.cost, "kl": point.kl} for point in tuned.alike],
         "evaluation": tuned.evaluation,

@@ -7,10 +7,13 @@ import numpy as np
 
 from edgec.backends.backend import Limits
 from edgec.frontends.architecture import Decoder
+from edgec.quantize.scheme import Scheme
+from edgec.spec.exploit import spared_bytes
 from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
 from edgec.spec.operation import operations
 from edgec.spec.plan import Plan
 from edgec.spec.preflight import preflight
+from edgec.spec.prune_plan import SparsePlan
 from edgec.spec.target import Target
 from edgec.tune.solve import Table
 from edgec.tune.units import EMBEDDING, Candidate, Unit
@@ -41,17 +44,31 @@ def unit_traffic(
     moved, fallen = np.zeros((2, len(units), len(candidates)))
     place, rest = _places(units), 0.0
     for column, candidate in enumerate(candidates):
-        uniform = msgspec.structs.replace(plan, weights=candidate.storage, embedding=candidate.storage, layers={})
+        uniform = uniform_plan(plan, units, candidate)
+        spared = spared_bytes(decoder, uniform, target)
         rest = 0.0
         rows = preflight(decoder, uniform, target).rows
         for operation, row in zip(operations(decoder, uniform.storage_of), rows, strict=True):
             if operation.kind in ("matmul", "lookup"):
                 unit = place.get(operation.matrix, 0)
-                moved[unit, column] += row.bytes_per_token
+                moved[unit, column] += row.bytes_per_token - spared.get(operation.matrix, 0.0)
                 fallen[unit, column] = max(fallen[unit, column], row.fallback is not None)
             else:
                 rest += row.bytes_per_token
     return moved, rest, fallen
+
+
+def uniform_plan(plan: Plan, units: Sequence[Unit], candidate: Candidate) -> Plan:
+    """Return the plan in which all units take one candidate; static activations stay where its weights take them."""
+    storage = candidate.storage
+    takes = isinstance(storage, Scheme) and storage.multiplies_int8
+    sparse = None
+    if candidate.pattern is not None:
+        matrices = tuple(matrix for unit in units if not unit.dense for matrix in unit.matrices)
+        sparse = SparsePlan(candidate.pattern, candidate.method, "uniform", matrices)
+    return msgspec.structs.replace(
+        plan, weights=storage, embedding=storage, layers={}, static=plan.static if takes else None, sparse=sparse
+    )
 
 
 def unit_shapes(decoder: Decoder, units: Sequence[Unit]) -> list[tuple[int, int]]:

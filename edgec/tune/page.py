@@ -1,41 +1,57 @@
 """What was found, for people: why each layer is stored as it is, and the table of all budgets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from edgec.tune.budget import Budget, digits, show
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.evaluate.divergence import Divergence
+from edgec.tune.budget import Budget, Kind, digits, show
 from edgec.tune.pareto import Point
 from edgec.tune.problem import Problem, base_candidate
 from edgec.tune.run import Found, Round
+from edgec.tune.shapes import Row
 from edgec.tune.solve import total
-from edgec.tune.units import EMBEDDING, Candidate, Unit
+from edgec.tune.units import EMBEDDING, Unit
 
 _MIB = 2**20
 
 
-def reasons(problem: Problem, choice: Mapping[Unit, Candidate]) -> dict[Unit, str]:
-    """Return why units are stored in another way than most: the KL that this saves or costs, and the bytes."""
-    base = base_candidate(choice)
-    columns = {candidate: column for column, candidate in enumerate(problem.candidates)}
+def reasons(problem: Problem, choice: NDArray[np.int64]) -> dict[Unit, str]:
+    """Return why units are stored in another way than most: the KL that this saves or costs, and the bytes or ms."""
+    chosen = problem.choose(choice)
+    base = base_candidate(chosen)
     found = {}
-    for row, (unit, candidate) in enumerate(choice.items()):
-        if candidate == base:
+    for row, (unit, candidate) in enumerate(chosen.items()):
+        most = base.of(unit)
+        if candidate == most:
             continue
-        before, after = problem.kl[row, columns[base]], problem.kl[row, columns[candidate]]
-        more = problem.size[row, columns[candidate]] - problem.size[row, columns[base]]
-        words = f"KL alone {after:.2g} nats, with {base.label} {before:.2g}, for {_size(abs(more))} "
+        after = problem.kl[row, choice[row]]
+        column = next((column for column, other in enumerate(problem.candidates) if other.of(unit) == most), None)
+        if column is None or not np.isfinite(problem.kl[row, column]):
+            found[unit] = f"KL alone {after:.2g} nats; {most.label} is no candidate here"
+            continue
+        before, more = problem.kl[row, column], problem.costs[row, choice[row]] - problem.costs[row, column]
+        amount, scale, name = _amount(problem, abs(more))
+        words = f"KL alone {after:.2g} nats, with {most.label} {before:.2g}, for {amount} "
         words += "more" if more >= 0 else "less"
         if more:
-            words += f": {abs(before - after) / abs(more) * _MIB:.2g} nats/MiB"
+            words += f": {abs(before - after) / abs(more) * scale:.2g} nats/{name}"
         found[unit] = words
     return found
+
+
+def _amount(problem: Problem, cost: float) -> tuple[str, float, str]:
+    """Return a difference in costs in words, and how many make up the unit that it is told in."""
+    return (_size(cost), _MIB, "MiB") if problem.latency is None else (f"{digits(cost)} ms", 1.0, "ms")
 
 
 def _size(size_bytes: float) -> str:
     return f"{size_bytes / _MIB:.2f} MiB" if size_bytes >= _MIB / 10 else f"{size_bytes / 2**10:.1f} KiB"
 
 
-def summary(found: Found, budget: Budget) -> list[tuple[str, str]]:
-    """Return what was measured of the chosen mixture."""
+def summary(found: Found, budget: Budget, floats: Divergence | None = None) -> list[tuple[str, str]]:
+    """Return what was measured of the chosen mixture; `floats` is what its shape lost before."""
     best = found.round
     divergence = best.divergence
     sums = f"{best.predicted_kl:.5f} nats"
@@ -52,6 +68,13 @@ def summary(found: Found, budget: Budget) -> list[tuple[str, str]]:
         ("top-1 agreement", f"{100 * divergence.top1_agreement:.2f} %"),
         ("solver", f"within {100 * best.gap:.4f} % of the best choice, {rounds}"),
     ]
+    if floats is not None:
+        rows.append(
+            (
+                "before rounding",
+                f"KL {floats.mean_kl:.5f} nats, perplexity {floats.perplexity_ratio:.4f} times the source's",
+            )
+        )
     if best.size_bytes is not None and budget.kind != "size":
         rows.append(("size", show("size", best.size_bytes)))
     if best.latency_ms is not None and budget.kind != "latency":
@@ -77,47 +100,72 @@ def rounds_rows(rounds: Sequence[Round], budget: Budget) -> list[tuple[str, ...]
 ROUNDS_HEAD = ("round", "predicted", "measured", "sum of KLs", "KL measured", "inside")
 
 
+SHAPES_HEAD = ("shape", "parameters", "cost", "KL, nats", "perplexity", "outcome")
+
+
+def shapes_rows(shapes: Sequence[Row], budget: Budget) -> list[tuple[str, ...]]:
+    """Return a line for each shape that was tried."""
+    kind: Kind = "latency" if budget.kind == "latency" else "size"
+    return [
+        (
+            row.shape,
+            f"{row.parameters / 1e6:.1f} M" if row.parameters >= 1e6 else f"{row.parameters / 1e3:.1f} k",
+            "" if row.cost is None else show(kind, row.cost),
+            "" if row.kl is None else f"{row.kl:.5f}",
+            "" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.4f}",
+            row.outcome,
+        )
+        for row in shapes
+    ]
+
+
 def markdown(
     title: str,
     problem: Problem,
     found: Found,
     budget: Budget,
     points: tuple[Sequence[Point], Sequence[Point]],
+    shapes: Sequence[Row],
     remarks: Sequence[str],
     picture: str,
 ) -> str:
     """Return the page; `points` are the best mixtures, and all units stored alike."""
     mixtures, alike = points
     choice = problem.choose(found.choice)
-    why = reasons(problem, choice)
+    why = reasons(problem, found.choice)
     unit = "ms" if budget.kind == "latency" else "MB"
     scale = 1.0 if budget.kind == "latency" else 1e6
     front = [
         (digits(p.cost / scale), f"{p.kl:.5f}", p.label) for p in sorted((*mixtures, *alike), key=lambda p: p.cost)
     ]
-    columns = {candidate: column for column, candidate in enumerate(problem.candidates)}
     layers = [
         (
             u.name if u.name != EMBEDDING else "embedding, output matrix",
             c.label,
-            f"{problem.size[row, columns[c]] / _MIB:.3f}",
-            f"{problem.kl[row, columns[c]]:.6f}",
+            f"{problem.size[row, found.choice[row]] / _MIB:.3f}",
+            f"{problem.kl[row, found.choice[row]]:.6f}",
             why.get(u, "as most"),
         )
         for row, (u, c) in enumerate(choice.items())
     ]
     parts = [
         f"# {title}",
-        table(("", ""), summary(found, budget)),
+        table(("", ""), summary(found, budget, problem.floats)),
         *(f"- {remark}" for remark in remarks),
+        *([_SHAPES, table(SHAPES_HEAD, shapes_rows(shapes, budget))] if len(shapes) > 1 else []),
         "## Rounds\n\nEach choice was measured as a whole; what the sums got wrong was corrected before the next.",
         table(ROUNDS_HEAD, rounds_rows(found.rounds, budget)),
-        f"## All budgets\n\n![best mixtures]({picture})\n\nSums of the units' own KL divergences.",
+        f"## All budgets\n\n![best mixtures]({picture})\n\nSums of KL divergences: of the units, and of the shape.",
         table((unit, "KL, nats", "all alike"), front),
-        "## Choice\n\nThe KL of each unit is that of quantizing it alone.",
+        "## Choice\n\nThe KL of each unit is that of pruning and quantizing it alone, beside the floats of its shape.",
         table(("unit", "storage", "MiB", "KL, nats", "why"), layers),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_SHAPES = (
+    "## Shapes\n\nThe best mixture of each shape inside the budget. KL and perplexity are beside the dense float model."
+)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -13,17 +12,18 @@ from edgec import __version__
 from edgec.backends.backend import get_backend
 from edgec.calibrate.cache import cache_dir, code_key, key, load, save
 from edgec.calibrate.stats import Stats
-from edgec.checkpoint.model import Checkpoint
 from edgec.errors import PlanError
+from edgec.evaluate.divergence import Divergence
 from edgec.frontends.architecture import Decoder
 from edgec.measure.bandwidth import read_bandwidth_gb_per_s
+from edgec.quantize.scheme import Scheme
 from edgec.spec.load import THIS_MACHINE
 from edgec.spec.plan import Plan
 from edgec.spec.target import Target
 from edgec.tune.cost import fixed_bytes, unit_shapes, unit_sizes, unit_traffic
 from edgec.tune.sensitivity import Sensitivity, Variant
-from edgec.tune.solve import Table
-from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap
+from edgec.tune.solve import Table, total
+from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap, cheap_method
 
 Ids = NDArray[np.int64]
 
@@ -39,6 +39,7 @@ class Problem:
         fixed_size: a guess of the bytes that no choice changes.
         fixed_latency: of the ms.
         latency_source: where `latency` is from, in words.
+        floats: how far this shape's float model is from the dense one; None where it is that. `kl` comes on top.
     """
 
     units: Sequence[Unit]
@@ -49,6 +50,7 @@ class Problem:
     latency: Table | None = None
     fixed_latency: float = 0.0
     latency_source: str = ""
+    floats: Divergence | None = None
 
     @property
     def costs(self) -> Table:
@@ -56,7 +58,11 @@ class Problem:
         return self.size if self.latency is None else self.latency
 
     def choose(self, choice: NDArray[np.int64]) -> dict[Unit, Candidate]:
-        return {unit: self.candidates[column] for unit, column in zip(self.units, choice, strict=True)}
+        return {unit: self.candidates[column].of(unit) for unit, column in zip(self.units, choice, strict=True)}
+
+    def predicted_kl(self, choice: NDArray[np.int64]) -> float:
+        """Return the sum of what the shape loses and of what the units of a choice lose alone, nats."""
+        return total(self.kl, choice) + (self.floats.mean_kl if self.floats else 0.0)
 
     def only(self, allowed: Callable[[Unit, Candidate], bool]) -> "Problem":
         """Return the problem with fewer candidates for some units."""
@@ -77,6 +83,8 @@ def cost_tables(
 ) -> Problem:
     """Return a problem without KL: nothing is run but, for the latency on this machine, single matmuls.
 
+    Zeros that buy nothing of what the budget bounds are refused where the same storage may be had without them.
+
     Raises:
         PlanError: the target's memory bandwidth is not known, and a latency was asked for; or everything falls back.
     """
@@ -87,10 +95,11 @@ def cost_tables(
     size = unit_sizes(decoder, units, candidates, get_backend(plan.backend).LIMITS)
     problem = Problem(units, candidates, refused, size, fixed_bytes(decoder, plan, tokenizer_files))
     if not latency:
-        return problem
+        return _without_idle_zeros(problem)
     if target.name == THIS_MACHINE and plan.backend == "onnx_cpu":
         times = _kernel_times(decoder, plan, units, candidates)
-        return replace(problem, latency=times, latency_source="ONNX Runtime's kernels, timed on this machine")
+        source = "ONNX Runtime's kernels, timed on this machine"
+        return _without_idle_zeros(replace(problem, latency=times, latency_source=source))
     if target.name == THIS_MACHINE:
         bandwidth, where = read_bandwidth_gb_per_s(), "this machine's memory bandwidth, as measured"
     elif target.memory_bandwidth_gbps is not None:
@@ -102,7 +111,18 @@ def cost_tables(
             hint="tune for a size, or give the target a memory_bandwidth_gbps",
         )
     ms = 1e3 / (bandwidth * 1e9)
-    return replace(problem, latency=moved * ms, fixed_latency=rest * ms, latency_source=where)
+    return _without_idle_zeros(replace(problem, latency=moved * ms, fixed_latency=rest * ms, latency_source=where))
+
+
+def _without_idle_zeros(problem: Problem) -> Problem:
+    columns = {candidate: column for column, candidate in enumerate(problem.candidates)}
+    kl, costs = problem.kl.copy(), problem.costs
+    sparse = np.array([not unit.dense for unit in problem.units])
+    for column, candidate in enumerate(problem.candidates):
+        twin = columns.get(candidate.dense)
+        if candidate.pattern is not None and twin is not None:
+            kl[sparse & (costs[:, column] >= costs[:, twin]), column] = np.inf
+    return replace(problem, kl=kl)
 
 
 def _kernel_times(decoder: Decoder, plan: Plan, units: Sequence[Unit], candidates: Sequence[Candidate]) -> Table:
@@ -114,52 +134,48 @@ def _kernel_times(decoder: Decoder, plan: Plan, units: Sequence[Unit], candidate
 
 
 def measure_kl(
-    model: ir.Model,
-    checkpoint: Checkpoint,
-    windows: Ids,
-    problem: Problem,
-    tick: Callable[[str], object],
-    *,
-    rotated: bool = False,
+    model: ir.Model, source: str, windows: Ids, problem: Problem, tick: Callable[[str], object]
 ) -> tuple[Problem, Mapping[str, Stats]]:
     """Return the problem with the KL of each unit and candidate, and the statistics of the inputs of all weights.
 
     What was measured before is read from the cache, and each layer's results are written there when it is done. Floats
-    are taken to lose nothing. `rotated` says whether `model` is the checkpoint's or a rotated one.
+    without zeros are taken to lose nothing. `source` is what tells float graphs apart: checkpoint, shape, rotation.
     """
-    base = key(
-        __version__,
-        torch.__version__,
-        code_key("tune"),
-        msgspec.json.encode(checkpoint.fingerprint(), order="sorted"),
-        windows.tobytes(),
-        str((windows.shape, rotated)),
-    )
+    base = key(__version__, torch.__version__, code_key("tune"), source, windows.tobytes(), str(windows.shape))
     folder = cache_dir() / "sensitivity" / base
     table = problem.kl.copy()
-    where = {(u.name, c.label): (i, j) for i, u in enumerate(problem.units) for j, c in enumerate(problem.candidates)}
+    places: dict[Variant, list[tuple[int, int]]] = {}
+    for row, unit in enumerate(problem.units):
+        for column, candidate in enumerate(problem.candidates):
+            meant = candidate.of(unit)
+            loses = meant.pattern is not None or isinstance(meant.storage, Scheme)
+            if loses and np.isfinite(table[row, column]):
+                places.setdefault(Variant(unit, meant), []).append((row, column))
 
-    def path(variant: Variant) -> str:
-        return f"{variant.unit.name}.{key(str(cheap(variant.candidate.storage)))[:16]}.npz"
+    def put(variant: Variant, value: float) -> None:
+        for place in places[variant]:
+            table[place] += value
 
     def found(variant: Variant, value: float) -> None:
-        save(folder / path(variant), {"kl": np.array(value)})
-        table[where[variant.unit.name, variant.candidate.label]] += value
+        save(folder / _file(variant), {"kl": np.array(value)})
+        put(variant, value)
 
     todo = []
-    for unit in problem.units:
-        for candidate in problem.candidates:
-            variant = Variant(unit, candidate)
-            if candidate.weights.dtype in ("fp32", "fp16"):
-                continue
-            known = load(folder / path(variant))
-            if known is None:
-                todo.append(variant)
-            else:
-                table[where[unit.name, candidate.label]] += float(known["kl"])
+    for variant in places:
+        known = load(folder / _file(variant))
+        if known is None:
+            todo.append(variant)
+        else:
+            put(variant, float(known["kl"]))
     sensitivity = Sensitivity(model, windows)
     sensitivity.measure(todo, found, tick)
     return replace(problem, kl=table), sensitivity.stats
+
+
+def _file(variant: Variant) -> str:
+    candidate = variant.candidate
+    zeros = candidate.pattern and (candidate.pattern, cheap_method(candidate.method))
+    return f"{variant.unit.name}.{key(str((cheap(candidate.storage), zeros)))[:16]}.npz"
 
 
 def base_candidate(choice: Mapping[Unit, Candidate]) -> Candidate:

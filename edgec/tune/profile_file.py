@@ -9,6 +9,7 @@ import msgspec
 from edgec.quantize.scheme import Scheme
 from edgec.spec.layers import matching
 from edgec.spec.profile import Activations, LayerWeights, Profile
+from edgec.spec.prune import Sparse
 from edgec.tune.problem import base_candidate
 from edgec.tune.units import EMBEDDING, Candidate, Unit
 
@@ -22,7 +23,8 @@ def tuned_profile(
 ) -> Profile:
     """Return `base` with the chosen storage: the most frequent one as `weights`, the others as `layers`.
 
-    Static activations stay only where some matrix takes them.
+    Static activations stay only where some matrix takes them. Where units are sparse, `sparse` skips all others; how
+    much of each matrix goes was chosen by unit, so shares are not spread again: its allocation is uniform.
 
     Args:
         base: gives everything else.
@@ -41,7 +43,7 @@ def tuned_profile(
             **msgspec.structs.asdict(candidate.weights),
         )
         for unit, candidate in layers.items()
-        if candidate != most
+        if candidate.weights != most.weights
     )
     return msgspec.structs.replace(
         base,
@@ -50,8 +52,17 @@ def tuned_profile(
         weights=most.weights,
         embedding=embedding.weights,
         layers=overrides,
+        sparse=_sparse(layers),
         activations=_activations(base, layers),
     )
+
+
+def _sparse(layers: Mapping[Unit, Candidate]) -> Sparse | None:
+    sparse = [candidate for candidate in layers.values() if candidate.pattern is not None]
+    if not sparse or sparse[0].pattern is None:
+        return None
+    dense = tuple(matrix for unit, c in layers.items() if c.pattern is None for matrix in unit.matrices)
+    return Sparse(pattern=sparse[0].pattern, method=sparse[0].method, skip=dense)
 
 
 def _activations(base: Profile, layers: Mapping[Unit, Candidate]) -> Activations | None:

@@ -27,14 +27,33 @@ _MOST_KL = 2.0
 _ONE_SIDED = 1.645
 
 
+_NEARER = {"size": "smaller than", "latency": "faster than", "perplexity": "nearer to the float model than"}
+
+
+class NoMixtureError(PlanError):
+    """No mixture is inside the budget.
+
+    Args:
+        budget: the bound.
+        nearest: why, or what comes nearest.
+    """
+
+    def __init__(self, budget: Budget, nearest: str) -> None:
+        super().__init__(
+            f"no mixture of these candidates is inside {budget}: {nearest}",
+            hint="allow more, or name other --candidates or another --slim",
+        )
+        self.nearest = nearest
+
+
 class Round(msgspec.Struct, frozen=True):
     """A mixture that was solved for, and what became of it.
 
     Args:
-        predicted_kl: the sum over units, nats.
+        predicted_kl: the sum over units, and what the shape loses, nats.
         predicted: of the budget's quantity: bytes, ms, or the share by which perplexity grows.
         measured: the same, measured; of perplexity the upper end, with a probability of 95 %.
-        divergence: of the whole mixture's graph from the float model, on text for checking.
+        divergence: of the whole mixture's graph from the dense float model, on text for checking.
         size_bytes: of the artifact.
         gap: how far the solver may be from the best choice, as a share.
         fits: whether `measured` is inside the budget.
@@ -69,7 +88,7 @@ def find(problem: Problem, budget: Budget, check: Check) -> Found:
         check: measures a choice.
 
     Raises:
-        PlanError: no choice is inside the budget; it says the nearest one.
+        NoMixtureError: no choice is inside the budget; it says the nearest one.
     """
     limits = _limits(problem, budget)
     found: dict[tuple[int, ...], Found] = {}
@@ -100,7 +119,8 @@ def find(problem: Problem, budget: Budget, check: Check) -> Found:
             measure(Solution(choice, 0.0))
     fitting = [each for each in found.values() if each.round.fits]
     if not fitting:
-        raise _impossible(budget, min(each.round.measured for each in found.values()))
+        nearest = show(budget.kind, min(each.round.measured for each in found.values()))
+        raise NoMixtureError(budget, f"none is {_NEARER[budget.kind]} {nearest}")
     return replace(min(fitting, key=limits.rank), rounds=tuple(each.round for each in found.values()))
 
 
@@ -135,7 +155,7 @@ def _round(
     gap: float,
 ) -> Round:
     known = predicted if value is None else value
-    kl = total(problem.kl, choice)
+    kl = problem.predicted_kl(choice)
     divergence, size_bytes, latency_ms = measured.divergence, measured.size_bytes, measured.latency_ms
     return Round(kl, predicted, known, divergence, size_bytes, latency_ms, gap, known <= budget.limit)
 
@@ -173,37 +193,35 @@ class _Cost:
 class _Perplexity:
     """A bound on the growth of perplexity, whose logarithm is about the sum of KL divergences: the factor is learnt.
 
-    Growth is measured on little text. What is compared with the bound is its upper end, 1.645 standard errors above
-    the mean: one-sided, with a probability of 95 %.
+    What a slimmer shape lost before anything was rounded is taken off the bound first. Growth is measured on little
+    text. What is compared with the bound is its upper end, 1.645 standard errors above the mean: one-sided, with a
+    probability of 95 %.
     """
 
     def __init__(self, problem: Problem, bound: float) -> None:
         self.objective = np.where(np.isfinite(problem.kl), problem.size, np.inf)
         self.limited, self.fixed = problem.kl, problem.fixed_size
-        self.wanted = self.limit = math.log1p(bound)
+        self.lost = math.log1p(upper_growth(problem.floats)) if problem.floats else 0.0
+        self.wanted = self.limit = math.log1p(bound) - self.lost
         self.most = _MOST_KL * self.wanted
 
     def predicted(self, choice: Choice) -> float:
-        return math.expm1(total(self.limited, choice) * self.wanted / self.limit)
+        return math.expm1(self.lost + total(self.limited, choice) * self.wanted / self.limit)
 
     def value(self, measured: Measured) -> float:
-        found = measured.divergence
-        return found.perplexity_ratio + _ONE_SIDED * found.perplexity_ratio_se - 1
+        return upper_growth(measured.divergence)
 
     def learn(self, choice: Choice, measured: Measured, done: Round) -> None:
         if measured.size_bytes is not None:
             self.fixed = measured.size_bytes - total(self.objective, choice)
         # Perplexity may even fall, by noise or on a text that is not the model's own, where KL only grows.
-        factor = total(self.limited, choice) / max(math.log1p(done.measured), 1e-9)
+        factor = total(self.limited, choice) / max(math.log1p(done.measured) - self.lost, 1e-9)
         self.limit = min(max(self.wanted * factor, self.limit / 4), self.most)
 
     def rank(self, found: Found) -> float:
         return total(self.objective, found.choice)
 
 
-def _impossible(budget: Budget, nearest: float) -> PlanError:
-    what = {"size": "smaller than", "latency": "faster than", "perplexity": "nearer to the float model than"}
-    return PlanError(
-        f"no mixture of these candidates is inside {budget}: none is {what[budget.kind]} {show(budget.kind, nearest)}",
-        hint="allow more, or name other --candidates",
-    )
+def upper_growth(found: Divergence) -> float:
+    """Return the share by which perplexity grows at most, with a probability of 95 %."""
+    return found.perplexity_ratio + _ONE_SIDED * found.perplexity_ratio_se - 1

@@ -1,4 +1,4 @@
-"""How much quantizing one unit alone changes what a model predicts: measured on text, unit by unit.
+"""How much pruning and quantizing one unit alone changes what a model predicts: measured on text, unit by unit.
 
 For each unit and candidate the model runs with this unit's weights quantized and all others as they are; the result is
 the mean of KL(float model || this model) over all positions of the text, in nats. What is before the unit's layer
@@ -20,11 +20,13 @@ from edgec.calibrate.stats import Stats
 from edgec.graph.blocks import cut, read_later
 from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.torch_run import TorchBlock
+from edgec.prune.methods import method_of
+from edgec.prune.pattern import Pattern
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.matrix import Matrix, by_input, matrices
 from edgec.quantize.scheme import Scheme
 from edgec.spec.operation import Storage
-from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap
+from edgec.tune.units import EMBEDDING, Candidate, Unit, cheap, cheap_method
 
 Tensor = torch.Tensor
 Weights = dict[str, Tensor]
@@ -127,10 +129,10 @@ class Sensitivity:
     def _quantized(self, variant: Variant, members: Sequence[Matrix], weights: Weights) -> Weights:
         """Return the weights of a block that a variant changes, as the graph has them."""
         wanted = variant.unit.matrices
-        storage = variant.candidate.storage
+        candidate = variant.candidate
         return {
             matrix.weight: matrix.turn(
-                dequantized(matrix.turn(weights[matrix.weight]), storage, self.stats.get(matrix.weight))
+                as_stored(matrix.turn(weights[matrix.weight]), candidate, self.stats.get(matrix.weight))
             )
             for matrix in members
             if matrix.node in wanted or (not wanted and matrix.node != HEAD_ROTATION)
@@ -198,6 +200,14 @@ def kl(shares: Tensor, difference: Tensor) -> Tensor:
     """
     difference -= torch.linalg.vecdot(shares, difference)[:, None]
     return torch.log1p(torch.linalg.vecdot(shares, difference.expm1() - difference)).clamp(min=0)
+
+
+def as_stored(rows: Tensor, candidate: Candidate, stats: Stats | None) -> Tensor:
+    """Return the (rows = out, cols = in) float32 weight that a candidate makes of one: pruned, then rounded."""
+    if candidate.pattern is None:
+        return dequantized(rows, candidate.storage, stats)
+    pruned = method_of(cheap_method(candidate.method)).prune(rows, stats, Pattern.parse(candidate.pattern))
+    return dequantized(pruned.weight, candidate.storage, stats).where(pruned.keep, 0)
 
 
 def dequantized(rows: Tensor, storage: Storage, stats: Stats | None) -> Tensor:

@@ -64,8 +64,8 @@ class Settings:
         weights = Weights(dtype="int4", group_size=32, symmetric=symmetric, algorithm=setting["algorithm"])
         profile = msgspec.structs.replace(self.base, weights=weights)
         limits = get_backend(self.check.backend).LIMITS
-        candidates = [candidate(one.label, weights) for one in self.problem.candidates]
-        size = unit_sizes(self.check.decoder, self.problem.units, candidates, limits)
+        candidates = [candidate(one.label, weights, self.base.sparse) for one in self.problem.candidates]
+        size = unit_sizes(self.check.left.decoder, self.problem.units, candidates, limits)
         problem = replace(self.problem, candidates=candidates, size=size).only(_allowed(setting))
         solution = minimise(problem.kl, problem.costs, self.most)
         return None if solution is None else (profile, problem, solution.choice)

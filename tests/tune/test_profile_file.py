@@ -89,7 +89,7 @@ def test_candidates_are_what_target_and_backend_take():
     "label",
     [
         "int5", "int4/33", "int4/x", "fp16/32", "fp16/", "nvfp4/32", "int4/mse", "int4/32/best", "", "/", "int4/",
-        "int4//mse", "int4/32/", "int4/32/mse/x", "int4/\N{SUPERSCRIPT TWO}", "int4/" + "9" * 5000,
+        "+2:4", "int5+2:4", "int4//mse", "int4/32/", "int4/32/mse/x", "int4/\N{SUPERSCRIPT TWO}", "int4/" + "9" * 5000,
     ],
 )  # fmt: skip
 def test_what_is_no_candidate(label):

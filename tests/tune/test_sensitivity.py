@@ -14,9 +14,12 @@ from edgec.graph.store import Store
 from edgec.graph.tags import HEAD_ROTATION
 from edgec.graph.weights import float_weights, load, matrix_name
 from edgec.quantize.algorithms import algorithm_of
+from edgec.quantize.scheme import Scheme
 from edgec.quantize.transforms.quarot import emit_turned
 from edgec.quantize.weights import as_codes, quantize_weights
 from edgec.spec.load import load_profile, load_target
+from edgec.spec.prune_plan import SparsePlan
+from edgec.tune.check import prune_weights
 from edgec.tune.sensitivity import Sensitivity, Variant, kl
 from edgec.tune.units import candidates_of, units_of
 
@@ -24,30 +27,34 @@ from edgec.tune.units import candidates_of, units_of
 def known(model, variant, stats):
     weights = {str(value.name): (value, kind) for value, kind in float_weights(model.graph)}
     scheme = variant.candidate.storage
+    if not isinstance(scheme, Scheme):
+        return lambda _: None
     algorithm = algorithm_of(scheme)
     return lambda n: as_codes(algorithm.quantize(torch.from_numpy(load(*weights[n])), stats.get(n), scheme))
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "transforms"),
+    ("kind", "changes", "transforms", "zeros"),
     [
-        ("llama", {}, ()),
-        ("llama", {"tie_word_embeddings": True}, ("quarot",)),
-        ("gpt2", {}, ()),
-        ("gpt_neox", {}, ()),
-        ("gemma2", {}, ()),
-        ("qwen2", {"tie_word_embeddings": False}, ()),
+        ("llama", {}, (), ["fp16+2:4", "int4/16+2:4"]),
+        ("llama", {"tie_word_embeddings": True}, ("quarot",), ["int8+50%"]),
+        ("gpt2", {}, (), []),
+        ("gpt_neox", {}, (), []),
+        ("gemma2", {}, (), []),
+        ("qwen2", {"tie_word_embeddings": False}, (), []),
     ],
 )
 @pytest.mark.parametrize("windows", [1, 3])
-def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, transforms, windows, tmp_path):
+def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, transforms, zeros, windows, tmp_path):
     save_random(kind, tmp_path / "source", **changes)
     checkpoint = open_checkpoint(tmp_path / "source")
     decoder = describe(checkpoint)
     ids = np.random.default_rng(0).integers(3, 97, (windows, 24))
     limits = get_backend("onnx_cpu").LIMITS
-    offered = candidates_of(["int4/16", "int8"], load_profile("int4"), load_target("cpu"), limits)
+    labels = ["int4/16", "int8", *zeros]
+    offered = candidates_of(labels, load_profile("int4"), load_target("cpu"), limits)
     todo = [Variant(unit, candidate) for unit in units_of(decoder) for candidate in offered]
+    todo = [variant for variant in todo if variant.candidate == variant.candidate.of(variant.unit)]
     found = {}
     measured = Sensitivity(emit_turned(decoder, checkpoint, 24, transforms), ids)
     measured.measure(todo, found.__setitem__, lambda _: None)
@@ -63,6 +70,8 @@ def test_kl_is_that_of_a_graph_with_one_unit_quantized(kind, changes, transforms
             return variant.candidate.storage if mine else "fp32"
 
         model = emit_turned(decoder, checkpoint, 24, transforms)
+        if variant.candidate.pattern:
+            prune_weights(model, SparsePlan(variant.candidate.pattern, "wanda", "uniform", members), measured.stats)
         with Store(tmp_path / "weights.bin") as store:
             quantize_weights(model, choose, store, lambda _: None, known(model, variant, measured.stats))
         runner = stream(model, tmp_path)

@@ -1,6 +1,5 @@
 """`edgec tune` as a whole, on small models."""
 
-import json
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edgec.backends.backend import get_backend
-from edgec.build import build
 from edgec.calibrate.cache import cache_dir
 from edgec.checkpoint.open import open_checkpoint
 from edgec.cli.tune import command
@@ -19,7 +17,6 @@ from edgec.errors import OutputError, PlanError, RegressionError, UsageError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe
 from edgec.spec.load import load_profile, load_target
-from edgec.spec.plan import resolve
 from edgec.tune.cost import unit_sizes
 from edgec.tune.pareto import _label
 from edgec.tune.problem import Problem, measure_kl
@@ -29,44 +26,7 @@ from edgec.tune.units import candidates_of, units_of
 STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def base(story_text, tmp_path):
-    """A profile that calibrates and measures on stories."""
-    path = tmp_path / "base.toml"
-    path.write_text(
-        f'title = "stories"\n[weights]\ndtype = "int4"\ngroup_size = 32\nalgorithm = "mse"\n[calibration]\n'
-        f'text = "{story_text}"\nwindow = 32\n[verify]\nmax_perplexity_ratio = 1e9\nmax_mean_kl = 1e9\n'
-        "min_top1_agreement = 0.0\ntokens = 256\nwindow = 64\n"
-    )
-    return path
-
-
-@pytest.fixture
-def tune(base, tiny_llama, tmp_path):
-    def run(*options, source=tiny_llama, profile=base, text=STORYTELLER / "data" / "validation.txt", out="out.toml"):
-        fixed = ["--profile", profile, "--eval-text", text, "--tokens", 64, "--out", tmp_path / out, "--json"]
-        done = CliRunner().invoke(command, [str(source), *map(str, (*fixed, *options))], catch_exceptions=True)
-        if done.exception is not None:
-            raise done.exception
-        return json.loads(done.stdout), tmp_path / out
-
-    return run
-
-
-def compiled_size(source, profile, target, folder):
-    checkpoint, device = open_checkpoint(source), load_target(target)
-    decoder = describe(checkpoint)
-    plan = resolve(checkpoint, decoder, device, load_profile(str(profile)))
-    report = build(checkpoint, decoder, device, plan, folder, corpus=None, say=lambda *_: lambda _: None)
-    return sum(report.size_bytes.values())
-
-
-def test_the_written_profile_builds_inside_its_size(tune, tiny_llama, tmp_path):
+def test_the_written_profile_builds_inside_its_size(tune, tiny_llama, compiled_size, tmp_path):
     result, profile = tune("--max-size", "190KB")
     assert len(set(result["choice"].values())) > 1
     assert result["chosen"]["fits"]
@@ -153,7 +113,7 @@ def test_what_was_measured_is_not_measured_again(tiny_llama):
     problem = Problem(units, offered, np.zeros(size.shape), size, 0.0)
 
     def measured(tick):
-        return measure_kl(emit(decoder, checkpoint, checkpoint.read, 32), checkpoint, ids, problem, tick)
+        return measure_kl(emit(decoder, checkpoint, checkpoint.read, 32), "dense", ids, problem, tick)
 
     def stop(name):
         if name == "layers.1":
@@ -186,17 +146,7 @@ def test_mistakes(tune, tmp_path):
         tune("--max-size", "1MB")
 
 
-def changed(base, path, *pairs):
-    """Return a profile with some text in place of other."""
-    text = base.read_text()
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return path
-
-
-def test_a_rotated_model_is_measured_rotated(tune, base, tiny_llama, tmp_path):
+def test_a_rotated_model_is_measured_rotated(tune, base, tiny_llama, compiled_size, changed, tmp_path):
     rotated = changed(base, tmp_path / "rotated.toml", ('title = "stories"', 'title = "t"\ntransforms = ["quarot"]'))
     result, profile = tune("--max-size", "200KB", profile=rotated)
     size = compiled_size(tiny_llama, profile, "cpu", tmp_path / "bundle")
@@ -206,7 +156,7 @@ def test_a_rotated_model_is_measured_rotated(tune, base, tiny_llama, tmp_path):
     assert [p["kl"] for p in plain["alike"]] != pytest.approx([p["kl"] for p in result["alike"]], rel=1e-3)
 
 
-def test_a_search_leaves_an_algorithm_alone_that_it_cannot_measure(tune, base, tmp_path):
+def test_a_search_leaves_an_algorithm_alone_that_it_cannot_measure(tune, base, changed, tmp_path):
     gptq = changed(base, tmp_path / "gptq.toml", ('"mse"', '"gptq"'))
     result, profile = tune("--max-size", "160KB", "--search", "grid", "--trials", 3, profile=gptq)
     assert any("the algorithm stays gptq" in remark for remark in result["remarks"])
@@ -301,10 +251,3 @@ def test_other_models_are_refused(tmp_path):
     done = CliRunner().invoke(command, [str(tmp_path / "model.onnx"), "--max-size", "1MB", "--out", "t.toml"])
     assert isinstance(done.exception, UsageError)
     assert "decoder language models" in done.exception.what
-
-
-def test_a_profile_that_prunes_is_refused(tmp_path, tiny_llama):
-    options = ["--profile", "wanda-50", "--max-size", "1MB", "--out", str(tmp_path / "t.toml")]
-    done = CliRunner().invoke(command, [str(tiny_llama), *options])
-    assert isinstance(done.exception, UsageError)
-    assert "edgec prune" in done.exception.hint
