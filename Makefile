@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune docs clean
+.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,9 @@ bench-fusions: $(STAMP)  ## which fusions pay on which runtime
 
 bench-prune:  ## what pruning costs and gains, beside llm-compressor; TEXT is a file to calibrate zeros and measure them on
 	bash bench/prune/run.sh $(PYTHON) $(if $(TEXT),--text $(TEXT))
+
+bench-channels:  ## what a network gains and loses with its channels
+	bash bench/channels/run.sh $(PYTHON)
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
-from edgec.build_calibration import check_device, planned_text
+from edgec.build_calibration import check_device, device_of, planned_text
 from edgec.build_prune import Left, evidence, pruning_of, race, shrink
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
@@ -95,13 +97,13 @@ def build(
         with stage(stages, "open"):
             tokenizer_files = checkpoint.tokenizer_files()
             left = dense = Left(checkpoint, decoder, None)
-        if dataset is not None and plan.slim is not None:
+        if plan.slim is not None:
             with stage(stages, "prune"):
-                left = shrink(dense, plan, dataset.windows, ignored, say("prune", 0))
+                left = shrink(dense, plan, _windows(dataset), ignored, say("prune", 0))
         canonical, results = left.graph(plan), None
-        if dataset is not None and _is_calibrated(plan):
+        if plan.sparse is not None or (dataset is not None and _is_calibrated(plan)):
             with stage(stages, "calibrate"):
-                results = _calibrate(canonical, left, dataset, plan, say("calibrate", 0))
+                results = _calibrate(canonical, left, _windows(dataset), plan, say("calibrate", 0))
                 results.put_floats(canonical)
         with stage(stages, "quantize"), Store(scratch / "weights.bin") as store:
             tick = say("quantize", _count_weights(left.decoder))
@@ -175,7 +177,7 @@ def _count_weights(decoder: Decoder) -> int:
 
 def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | None) -> Dataset | None:
     """Return what to calibrate on, None where algorithms look at weights alone."""
-    weighs = _is_calibrated(plan) or plan.slim is not None
+    weighs = _is_calibrated(plan) or (plan.slim is not None and plan.slim.reads_text)
     if plan.calibration is None or not (weighs or _has_ranges(plan)):
         return None
     if weighs:
@@ -186,23 +188,26 @@ def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | Non
     return msgspec.structs.replace(dataset, remarks=(*dataset.remarks, *shared))
 
 
+def _windows(dataset: Dataset | None) -> NDArray[np.int64] | None:
+    return None if dataset is None else dataset.windows
+
+
 def _is_calibrated(plan: Plan) -> bool:
-    """Say whether the weights are pruned, or quantized better, after calibration."""
-    return plan.sparse is not None or bool(_scalings(plan)) or any(map(needs_stats, plan.storages()))
+    """Say whether weights become 0, or are quantized better, by what flows through the model."""
+    sparse = plan.sparse is not None and plan.sparse.reads_text
+    return sparse or bool(_scalings(plan)) or any(map(needs_stats, plan.storages()))
 
 
 def _scalings(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in plan.transforms if name != ROTATION)
 
 
-def _calibrate(model: ir.Model, left: Left, dataset: Dataset, plan: Plan, tick: Tick) -> Results:
+def _calibrate(model: ir.Model, left: Left, windows: NDArray[np.int64] | None, plan: Plan, tick: Tick) -> Results:
     """Prune and quantize the weights with what the text shows; what is on disk already is not done again."""
-    assert plan.calibration is not None
-    pruning = pruning_of(model, plan, dataset.windows, tick)
-    recipe = Recipe(
-        left.key(plan), plan.storage_of, _scalings(plan), plan.calibration.device, plan.calibration.steps, pruning
-    )
-    return quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick)
+    source, steps = left.key(plan), plan.calibration.steps if plan.calibration else 0
+    pruning = pruning_of(model, plan, windows, source, tick)
+    recipe = Recipe(source, plan.storage_of, _scalings(plan), device_of(plan), steps, pruning)
+    return quantize_model(model, windows, recipe, cache_dir() / "calibration", tick)
 
 
 def _has_ranges(plan: Plan) -> bool:

@@ -22,6 +22,11 @@ def check_device(plan: Plan) -> None:
         )
 
 
+def device_of(plan: Plan) -> str:
+    """Return where a plan calibrates; the CPU where no text is looked at."""
+    return "cpu" if plan.calibration is None else plan.calibration.device
+
+
 def planned_text(plan: Plan, tokenizer: Tokenizer) -> Dataset:
     """Return the windows of the text that a plan calibrates on; it names one.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgec.build_calibration import check_device, planned_text
+from edgec.build_calibration import check_device, device_of, planned_text
 from edgec.build_prune import Left, evidence, pruning_of, shrink
 from edgec.calibrate.cache import cache_dir
 from edgec.checkpoint.export import Dtype
@@ -56,19 +56,22 @@ def prune_checkpoint(
     Raises:
         EdgecError: the checkpoint is refused, the calibration text cannot be used, or there is no GPU to calibrate on.
     """
-    check_device(plan)
-    dataset = planned_text(plan, Tokenizer.from_files(checkpoint.tokenizer_files()))
+    dataset = None
+    if any(part is not None and part.reads_text for part in (plan.slim, plan.sparse)):
+        check_device(plan)
+        dataset = planned_text(plan, Tokenizer.from_files(checkpoint.tokenizer_files()))
+    windows = None if dataset is None else dataset.windows
     left = dense = Left(checkpoint, decoder, None)
     if plan.slim is not None:
-        left = shrink(dense, plan, dataset.windows, ignored, tick)
+        left = shrink(dense, plan, windows, ignored, tick)
     model, smaller = left.graph(plan, ()), left.checkpoint
     if plan.sparse is not None:
-        assert plan.calibration is not None
-        pruning = pruning_of(model, plan, dataset.windows, tick)
-        recipe = Recipe(left.key(plan, ()), lambda _: "fp32", device=plan.calibration.device, pruning=pruning)
-        quantize_model(model, dataset.windows, recipe, cache_dir() / "calibration", tick).put_floats(model)
+        source = left.key(plan, ())
+        pruning = pruning_of(model, plan, windows, source, tick)
+        recipe = Recipe(source, lambda _: "fp32", device=device_of(plan), pruning=pruning)
+        quantize_model(model, windows, recipe, cache_dir() / "calibration", tick).put_floats(model)
         smaller = put_back(smaller, left.decoder, model)
-    return Pruned(smaller, left.decoder, evidence(dense, left, model, target, plan), dataset.remarks)
+    return Pruned(smaller, left.decoder, evidence(dense, left, model, target, plan), dataset.remarks if dataset else ())
 
 
 def within(checkpoint: Checkpoint, dtype: Dtype) -> Checkpoint:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgec import __version__
 from edgec.backends.backend import Backend, Integers8, NetworkJob, get_backend
 from edgec.build import Say, no_collection, stage
+from edgec.build_network_prune import dense_plan, evidence, race, shrink
 from edgec.build_speed import Trial
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
@@ -38,6 +39,7 @@ from edgec.quantize.qdq import halve_weights, quantize_network
 from edgec.quantize.smooth import smooth
 from edgec.report.model import Integers, Stage
 from edgec.report.network import Agreement, NetworkReport, NetworkVerification, Speed
+from edgec.report.network_channels import BesideDense
 from edgec.report.network_page import network_page
 from edgec.spec.load import THIS_MACHINE
 from edgec.spec.network_plan import NetworkPlan
@@ -72,7 +74,7 @@ def build_network(
         target: the device.
         plan: the resolved plan.
         out: the directory to make.
-        calibration: samples for static activations; None where the plan has none.
+        calibration: samples for static activations and for channels; None where the plan has none.
         evaluation: samples to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
         metrics: names of what to measure besides the agreement with the float model.
         say: told of each stage.
@@ -93,23 +95,34 @@ def build_network(
         scratch, artifact = folder / "scratch", folder / ARTIFACT
         scratch.mkdir()
         artifact.mkdir()
+        left = network
+        if plan.channels is not None:
+            with stage(stages, "prune"):
+                say("prune", 0)
+                left = shrink(network, plan, calibration, scratch / "pruned.bin")
         with stage(stages, "quantize"):
-            made = _quantize(network, target, plan, calibration, scratch, say)
+            made = _quantize(left, target, plan, calibration, scratch, say)
         with stage(stages, "compile"):
             say("compile", 0)
-            remarks = backend.compile_network(NetworkJob(made.model, network, plan, target), artifact)
+            remarks = backend.compile_network(NetworkJob(made.model, left, plan, target), artifact)
             for name in TEXT_FILES:
                 if name in network.tokenizer_files:
                     (artifact / name).write_bytes(network.tokenizer_files[name])
         (folder / PLAN).write_bytes(encode_plan(plan))
         not_run = backend.not_run(artifact)
-        verification = speed = None
+        verification = speed = pruning = None
         if evaluation is not None:
             with stage(stages, "verify"):
                 verification = _verify(network, made.model, backend, plan, artifact, evaluation, metrics, setting, say)
+        if plan.channels is not None:
+            pruning = evidence(left, plan)
         if evaluation is not None and not_run is None:
             with stage(stages, "measure"):
                 speed = _measure(network, target, plan, backend, artifact, scratch, evaluation, say)
+            if pruning is not None:
+                with stage(stages, "compare with dense"):
+                    measured = _race(network, target, plan, made, calibration, evaluation, artifact, scratch, say)
+                pruning = msgspec.structs.replace(pruning, measured=measured)
         shutil.rmtree(scratch)
         report = NetworkReport(
             edgec=__version__,
@@ -121,6 +134,7 @@ def build_network(
             evaluation=None if evaluation is None else f"{evaluation.count} samples of {evaluation.name}",
             verification=verification,
             speed=speed,
+            pruning=pruning,
             environment=fingerprint(),
             not_run=not_run,
             remarks=(*network.remarks, *_remarks(calibration, evaluation), *made.remarks, *remarks),
@@ -317,3 +331,25 @@ def _measure(
     float_ms, latency_ms = np.median(times, axis=0).tolist()
     shapes = {name: array.shape for name, array in feed.items()}
     return Speed(latency_ms, float_ms, ratio, low, high, shapes)
+
+
+def _race(
+    network: Network,
+    target: Target,
+    plan: NetworkPlan,
+    made: Quantized,
+    calibration: Samples | None,
+    evaluation: Samples,
+    artifact: Path,
+    scratch: Path,
+    say: Say,
+) -> BesideDense:
+    """Time the artifact beside the dense network, which is quantized the same way, on one sample."""
+    folder = scratch / "dense"
+    folder.mkdir()
+    dense = dense_plan(plan, frozenset(made.kept_float))
+    quantized = _quantize(network, target, dense, calibration, folder, say)
+    out = folder / ARTIFACT
+    out.mkdir()
+    feed, _ = _first(evaluation, network.inputs, 1)
+    return race(artifact, NetworkJob(quantized.model, network, dense, target), out, feed)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgec.backends.backend import Job, get_backend
 from edgec.backends.session import Session
-from edgec.calibrate.cache import key
+from edgec.build_calibration import device_of
+from edgec.calibrate.cache import cache_dir, key
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import EdgecError
 from edgec.frontends.architecture import Decoder
@@ -67,37 +68,53 @@ class Left(NamedTuple):
         return key(*files, repr(self.decoder), repr(self.keep), str(ROTATION in turned))
 
 
-def shrink(dense: Left, plan: Plan, windows: NDArray[np.int64], ignored: frozenset[str], tick: Tick) -> Left:
-    """Return what stays of a model by the plan's sizes, chosen on a calibration text.
+def shrink(dense: Left, plan: Plan, windows: NDArray[np.int64] | None, ignored: frozenset[str], tick: Tick) -> Left:
+    """Return what stays of a model by the plan's sizes, chosen on a calibration text where the plan's importance asks.
+
+    What was measured is in the cache: also for builds that store weights in another way, or for another backend.
 
     Raises:
         CheckpointError: the model computes something that is not finite.
     """
     assert plan.slim is not None
-    assert plan.calibration is not None
     checkpoint, decoder, _ = dense
-    wanted, device = plan.slim, plan.calibration.device
-    floats = emit_turned(decoder, checkpoint, windows.shape[1], ())
-    keep = choose(floats, decoder, windows, wanted.sizes, wanted.importance, device=device, tick=tick)
+    keep = choose(
+        dense.graph(plan, ()),
+        decoder,
+        windows,
+        plan.slim.sizes,
+        plan.slim.importance,
+        source=dense.key(plan, ()),
+        folder=cache_dir() / "importance",
+        device=device_of(plan),
+        tick=tick,
+    )
     smaller = slim(checkpoint, decoder, keep, ignored)
     return Left(smaller, describe(smaller, ignored), keep)
 
 
-def pruning_of(model: ir.Model, plan: Plan, windows: NDArray[np.int64], tick: Tick) -> Pruning:
-    """Return how sparse each matrix of a float graph becomes.
+def pruning_of(model: ir.Model, plan: Plan, windows: NDArray[np.int64] | None, source: str, tick: Tick) -> Pruning:
+    """Return how sparse each matrix of a float graph becomes; `source` tells that graph from others.
 
     Raises:
         CheckpointError: the model computes something that is not finite.
     """
     if plan.sparse is None:
         return Pruning()
-    assert plan.calibration is not None
-    pattern = Pattern.parse(plan.sparse.pattern)
-    device, names = plan.calibration.device, plan.sparse.matrices
-    return Pruning(
-        plan.sparse.method,
-        allocate(model, names, pattern, plan.sparse.allocation, windows, device=device, tick=tick),
+    wanted = plan.sparse
+    patterns = allocate(
+        model,
+        wanted.matrices,
+        Pattern.parse(wanted.pattern),
+        wanted.allocation,
+        windows,
+        method=wanted.method,
+        source=source,
+        folder=cache_dir() / "sensitivity",
+        device=device_of(plan),
+        tick=tick,
     )
+    return Pruning(wanted.method, patterns)
 
 
 def evidence(dense: Left, left: Left, model: ir.Model, target: Target, plan: Plan) -> Evidence:

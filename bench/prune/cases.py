@@ -36,7 +36,9 @@ ROUNDED = {"int4": Setting(4, {"smollm2": 128}), "int8": Setting(8, {"smollm2": 
 def all_cases(peer: Path) -> list[Case]:
     """Return all cases; those of llm-compressor where its Python `peer` is installed."""
     cases = [_edgec("float", FLOAT, p, m, [(m, None)]) for p in PATTERNS for m in METHODS]
-    cases += [_edgec("float", FLOAT, "50%", f"wanda, {a}", [("wanda", None)], a) for a in ("owl", "global")]
+    cases += [
+        _edgec("float", FLOAT, "50%", f"wanda, {a}", [("wanda", None)], a) for a in ("owl", "global", "sensitivity")
+    ]
     for bits, setting in ROUNDED.items():
         ways: dict[str, list[Step]] = {
             "sparsegpt and gptq in one pass": [("sparsegpt", "gptq")],

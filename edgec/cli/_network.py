@@ -54,7 +54,7 @@ def data_option(command: Any) -> Any:
     return click.option(
         "--calibration-data",
         metavar="PATH",
-        help="Samples for a network's activations.  [default: text, if it takes it]",
+        help="Samples for a network's activations and channels.  [default: text, if it takes it]",
     )(command)
 
 
@@ -113,12 +113,13 @@ def resolve(
 
     check_options(source, options)
     device, wishes = load_target(target), load_network_profile(profile)
-    if data is not None and not wishes.wishes.is_static:
+    needed = wishes.wishes.needs_samples
+    if data is not None and not needed:
         _check_exists(data)
         say(f"note: profile '{wishes.name}' needs no samples: --calibration-data is not read")
     network, fusions = open_network(source, options)
     calibration = None
-    if wishes.wishes.is_static:
+    if needed:
         wanted = wishes.wishes.calibration
         name = data or _default_text(network)
         if name is not None:
@@ -126,7 +127,7 @@ def resolve(
     taken = None
     if calibration is not None:
         taken = Data(calibration.name, calibration.sha256, calibration.count, wishes.wishes.calibration.seed)
-    plan = resolve_network(network, device, wishes, backend, taken)
+    plan = resolve_network(network, device, wishes, backend, taken, calibration)
     return Resolved(network, fusions, device, plan, calibration)
 
 
@@ -195,6 +196,7 @@ def _default_text(network: "Network") -> str | None:
 def show_plan(found: Resolved) -> None:
     """Print a plan: what it decides, and every node that becomes int8, or might and does not."""
     from edgec.backends.network import describe_port
+    from edgec.report.network_channels import channel_rows, group_rows, prediction_rows
     from edgec.spec.network_plan import describe
 
     plan = found.plan
@@ -206,6 +208,9 @@ def show_plan(found: Resolved) -> None:
         ("target, backend", f"{plan.target}, {plan.backend}"),
         ("profile", f"{plan.profile}: {describe(plan)}"),
     ]
+    rows += channel_rows(plan)
+    if plan.channels is not None:
+        rows += prediction_rows(plan.channels.predicted)
     if data is not None:
         rows.append(("calibration", f"{data.samples} samples of {data.name}, seed {data.seed}"))
     near = f"cosine with the float model {plan.verify.min_cosine:g}, SNR {plan.verify.min_snr_db:g} dB"
@@ -216,6 +221,8 @@ def show_plan(found: Resolved) -> None:
         ("plan", plan.sha256()),
     ]
     print_table(("", ""), rows)
+    if plan.channels is not None:
+        print_table(("layers that give channels", "channels", ""), group_rows(plan))
     kinds = {str(node.name): node.op_type for node in found.network.model.graph.all_nodes()}
     nodes = [(name, kinds.get(name, ""), "int8") for name in plan.int8]
     nodes += [(name, kinds.get(name, ""), f"float: {reason}") for name, reason in plan.floats.items()]

@@ -129,7 +129,9 @@ def _build_network(
         raise RegressionError(
             "the bundle was built, but is outside its profile's bounds: " + "; ".join(report.verification.failures),
             where=str(bundle),
-            hint="try another range or `equalize`, let more nodes stay in float (`keep_float`), or allow for it",
+            hint="remove fewer channels, train what is left (`edgec prune`), or allow for it"
+            if found.plan.channels
+            else "try another range or `equalize`, let more nodes stay in float (`keep_float`), or allow for it",
         )
 
 

@@ -44,6 +44,16 @@ def resolve_plan(
     source: str, target: str, profile: str, backend: str | None, ignore_config: tuple[str, ...], no_fallback: bool
 ) -> "tuple[Checkpoint, Decoder, Target, Plan, Preflight]":
     """Open the checkpoint, resolve the plan for it and look at its kernels."""
+    checkpoint, decoder, device, plan, kernels, _ = _resolve(
+        source, target, profile, backend, ignore_config, no_fallback
+    )
+    return checkpoint, decoder, device, plan, kernels
+
+
+def _resolve(
+    source: str, target: str, profile: str, backend: str | None, ignore_config: tuple[str, ...], no_fallback: bool
+) -> "tuple[Checkpoint, Decoder, Target, Plan, Preflight, Decoder]":
+    """Return what `resolve_plan` does, and what is left of the decoder."""
     from edgec.checkpoint.open import open_checkpoint
     from edgec.frontends.decoder_tensors import check_tensors
     from edgec.frontends.families import describe
@@ -57,10 +67,11 @@ def resolve_plan(
     decoder = describe(checkpoint, ignored)
     check_tensors(decoder, checkpoint)
     plan = resolve(checkpoint, decoder, device, wishes, backend, ignored)
-    kernels = preflight(left_of(checkpoint, decoder, plan.slim, ignored), plan, device)
+    left = left_of(checkpoint, decoder, plan.slim, ignored)
+    kernels = preflight(left, plan, device)
     if no_fallback:
         refuse_fallbacks(kernels)
-    return checkpoint, decoder, device, plan, kernels
+    return checkpoint, decoder, device, plan, kernels, left
 
 
 @click.command()
@@ -101,10 +112,10 @@ def command(
         "is for other models than decoder language models", calibration_data=calibration_data,
         input=inputs, state=state, fix=fixed,
     )  # fmt: skip
-    opened, decoder, device, plan, kernels = resolve_plan(
+    _, decoder, device, plan, kernels, left = _resolve(
         checkpoint, target, profile or DECODER_PROFILE, backend, ignore_config, no_fallback
     )
-    pruning = _pruning(opened, decoder, device, plan, frozenset(ignore_config))
+    pruning = _pruning(decoder, left, device, plan)
     if as_json:
         print_json({"plan": plan, "preflight": kernels, **({"pruning": pruning} if pruning else {})})
         return
@@ -113,17 +124,13 @@ def command(
     print_table(("", ""), [*_cost_rows(kernels), *_pruning_rows(pruning)])
 
 
-def _pruning(
-    checkpoint: "Checkpoint", decoder: "Decoder", target: "Target", plan: "Plan", ignored: frozenset[str]
-) -> "dict[str, Any] | None":
+def _pruning(decoder: "Decoder", left: "Decoder", target: "Target", plan: "Plan") -> "dict[str, Any] | None":
     """Return what pruning will give, and what comes of its zeros; None where nothing is pruned."""
     from edgec.spec.exploit import eligible, what_of_zeros
     from edgec.spec.prediction import predict
-    from edgec.spec.prune_plan import left_of
 
     if plan.slim is None and plan.sparse is None:
         return None
-    left = left_of(checkpoint, decoder, plan.slim, ignored)
     found: dict[str, Any] = {"predicted": predict(decoder, left, plan, target)}
     if plan.sparse is not None:
         sparse = eligible(left, plan, target)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgec.cli import _network
 from edgec.cli._console import json_option, print_json, print_table, progress, say
 from edgec.cli.plan import resolve_plan
 from edgec.errors import UsageError, require
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     help="How weights are stored.",
 )
 @click.option("--ignore-config", multiple=True, metavar="KEY", help="Declare a config.json key harmless; repeatable.")
+@_network.source_options
+@_network.data_option
 @json_option
 def command(
     checkpoint: str,
@@ -40,28 +43,42 @@ def command(
     target: str,
     dtype: "Dtype",
     ignore_config: tuple[str, ...],
+    task: str | None,
+    inputs: tuple[str, ...],
+    state: Path | None,
+    fixed: tuple[str, ...],
+    calibration_data: str | None,
     as_json: bool,
 ) -> None:
-    """Prune CHECKPOINT as a profile says, and write what is left as a Hugging Face directory.
+    """Prune CHECKPOINT as a profile says, and write what is left.
 
-    CHECKPOINT is a decoder language model: a Hugging Face directory, a GGUF file or a hub id. Weights stay floats:
-    nothing is quantized, scaled or rotated, and nothing is measured. transformers loads DIR, to train it further, and
-    `edgec build` takes it. DIR appears whole or not at all.
+    CHECKPOINT is a decoder language model: a Hugging Face directory, a GGUF file or a hub id; or another model that
+    `edgec build` takes. Weights stay floats: nothing is quantized, scaled or rotated, and nothing is measured. DIR is
+    a Hugging Face directory that transformers loads, to train it further; of other models it holds model.onnx, without
+    channels that the profile's [network.channels] takes out. `edgec build` takes both. DIR appears whole or not at all.
     """
     from edgec.bundle.stage import staged
-    from edgec.frontends.source import is_network
+    from edgec.frontends.source import NetworkOptions, is_network
     from edgec.spec.load import list_profiles, load_profile
 
+    if is_network(checkpoint, task):
+        from edgec.cli._network_prune import prune
+
+        _network.refuse("is for decoder language models", ignore_config=ignore_config)
+        _network.refuse("is for decoder language models: networks are float32", dtype=dtype != "float32")
+        options = NetworkOptions(task, inputs, state, fixed)
+        prune(checkpoint, target, profile, options, calibration_data, out, as_json=as_json)
+        return
+    _network.refuse(
+        "is for other models than decoder language models", calibration_data=calibration_data,
+        input=inputs, state=state, fix=fixed,
+    )  # fmt: skip
     wishes = load_profile(profile)
     if wishes.slim is None and wishes.sparse is None:
         pruning = [p.name for p in list_profiles() if p.slim or p.sparse]
         raise UsageError(
             f"profile '{wishes.name}' prunes nothing: it has neither [slim] nor [sparse]",
             hint=f"choose one of {', '.join(pruning)}, or give it a [slim] or a [sparse]",
-        )
-    if is_network(checkpoint):
-        raise UsageError(
-            "prune writes decoder language models, and this is another model", where=checkpoint, hint="`edgec build` it"
         )
     require("torch", "build")
     require("onnx_ir", "build")
@@ -71,11 +88,11 @@ def command(
 
         opened, decoder, device, plan, _ = resolve_plan(checkpoint, target, profile, None, ignore_config, False)
         with progress() as bar:
-            task = bar.add_task("prune", total=None)
+            step = bar.add_task("prune", total=None)
             pruned = prune_checkpoint(
-                opened, decoder, device, plan, lambda _: bar.advance(task), frozenset(ignore_config)
+                opened, decoder, device, plan, lambda _: bar.advance(step), frozenset(ignore_config)
             )
-            bar.update(task, description="write")
+            bar.update(step, description="write")
             write_huggingface(within(pruned.checkpoint, dtype), folder, dtype)
     if as_json:
         print_json({"checkpoint": out, "plan": plan, "pruning": pruned.evidence, "remarks": pruned.remarks})

@@ -1,7 +1,8 @@
-"""How sparse each matrix of a model gets: an allocation on a model and, for `owl`, on a calibration text."""
+"""How sparse each matrix of a model gets: an allocation on a model and, for some, on a calibration text."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -9,14 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from edgec.calibrate.flow import Flow, measure
-from edgec.graph.blocks import cut, read_later
+from edgec.errors import CheckpointError, require
+from edgec.graph.blocks import Block, cut, read_later
 from edgec.graph.torch_run import TorchBlock
 from edgec.graph.weights import Kind, float_weights, load, matrix_name
-from edgec.prune.allocation import Shares, global_magnitude, outlier_ratio, owl, uniform
+from edgec.prune.allocation import Shares, by_sensitivity, global_magnitude, outlier_ratio, owl
 from edgec.prune.pattern import Pattern
-from edgec.quantize.matrix import by_input, matrices
+from edgec.prune.sensitivity import Losses, measure_losses
+from edgec.quantize.matrix import Matrix, by_input, matrices
 from edgec.quantize.threads import one_thread
 from edgec.quantize.weights import one_ahead
+
+Ids = NDArray[np.int64]
+Tick = Callable[[str], object]
+
+# How far from the share of all a block may be by its sensitivity, and the most that it may lose. Farther is worse:
+# losses of single blocks then say less about all of them together.
+_APART, _MOST = (-0.1, 0.0, 0.1), 0.95
 
 
 def allocate(
@@ -24,10 +34,13 @@ def allocate(
     names: Collection[str],
     pattern: Pattern,
     allocation: str,
-    windows: NDArray[np.int64],
+    windows: Ids | None,
     *,
+    method: str = "wanda",
+    source: str = "",
+    folder: Path | None = None,
     device: str = "cpu",
-    tick: Callable[[str], object] = lambda _: None,
+    tick: Tick = lambda _: None,
 ) -> dict[str, Pattern]:
     """Return the pattern of each matrix.
 
@@ -35,40 +48,70 @@ def allocate(
         model: a canonical graph with lazy float weights; not changed.
         names: matrices that become sparse, such as `layers.7.mlp.down`.
         pattern: what of all of them becomes 0.
-        allocation: "uniform", "global" or "owl"; see `edgec.prune.allocation`.
-        windows: token ids (n, tokens) of a calibration text.
+        allocation: "uniform", "global", "owl" or "sensitivity"; see `edgec.prune.allocation`.
+        windows: token ids (n, tokens) of a calibration text; None will do for the first two.
+        method: what will prune them. Sensitivity is measured with "wanda" where that asks for more than it does.
+        source: says which float graph it is: hashes of its files, and what was done to the graph.
+        folder: where "sensitivity" keeps what it measured; None keeps nothing.
         device: where blocks run.
-        tick: called with the name of each block that `owl` has looked at.
+        tick: called with the name of each block that "owl" or "sensitivity" has looked at.
 
     Raises:
         CheckpointError: the model computes something that is not finite.
+        MissingRuntimeError: scipy, which solves for "sensitivity", is not installed.
+        OutputError: what was measured cannot be kept.
     """
-    shares = uniform(names, pattern.sparsity)
     if allocation == "uniform":
         return dict.fromkeys(names, pattern)
     if allocation == "global":
-        found = [(matrix_name(value), value, kind) for value, kind in float_weights(model.graph)]
-        shares = global_magnitude(
-            {name: partial(_rows, value, kind) for name, value, kind in found if name in shares}, pattern.sparsity
-        )
-    else:
+        shares = _by_magnitude(model, names, pattern.sparsity)
+    elif allocation == "owl":
+        assert windows is not None
         shares = _by_outliers(model, names, pattern.sparsity, windows, device, tick)
+    else:
+        assert windows is not None
+        cheap = "magnitude" if method == "magnitude" else "wanda"
+        measured = partial(
+            measure_losses, model, windows=windows, method=cheap, source=source, folder=folder, device=device, tick=tick
+        )
+        shares = _by_losses(model, names, pattern.sparsity, measured)
     return {name: Pattern(share) for name, share in shares.items()}
+
+
+def _by_magnitude(model: ir.Model, names: Collection[str], target: float) -> Shares:
+    found = [(matrix_name(value), value, kind) for value, kind in float_weights(model.graph)]
+    return global_magnitude({name: partial(_rows, value, kind) for name, value, kind in found if name in names}, target)
 
 
 def _rows(value: ir.Value, kind: Kind) -> torch.Tensor:
     return torch.from_numpy(load(value, kind))
 
 
+def _by_losses(
+    model: ir.Model, names: Collection[str], target: float, measured: Callable[..., Mapping[str, Losses]]
+) -> Shares:
+    """Give the matrices of a block the share that makes all losses together the least."""
+    require("scipy", "tune")  # before what takes minutes
+    blocks = {block.name: block for block in cut(model)[:-1]}
+    members = {name: found for name, block in blocks.items() if (found := _pruned(block, names))}
+    candidates = sorted({target, *(min(max(target + step, 0.0), _MOST) for step in _APART)})
+    losses = measured(members, candidates)
+    sizes = {name: sum(blocks[name].weights[m.weight].size for m in found) for name, found in members.items()}
+    try:
+        shares = by_sensitivity(losses, candidates, sizes, target)
+    except ValueError as error:
+        raise CheckpointError("the pruned model computes numbers that are not finite", where="sensitivity") from error
+    return {m.node: shares[name] for name, found in members.items() for m in found}
+
+
+def _pruned(block: Block, names: Collection[str]) -> list[Matrix]:
+    return [m for m in matrices(block) if m.node in names]
+
+
 @torch.no_grad()
 @one_thread()
 def _by_outliers(
-    model: ir.Model,
-    names: Collection[str],
-    target: float,
-    windows: NDArray[np.int64],
-    device: str,
-    tick: Callable[[str], object],
+    model: ir.Model, names: Collection[str], target: float, windows: Ids, device: str, tick: Tick
 ) -> Shares:
     """Give the matrices of a block the share that its outliers ask for."""
     blocks = cut(model)
@@ -78,7 +121,7 @@ def _by_outliers(
     sizes: dict[str, int] = {}
     for index, (runner, weights) in enumerate(one_ahead(TorchBlock.load, [TorchBlock(b, device) for b in blocks[:-1]])):
         name = runner.block.name
-        groups = by_input([m for m in matrices(runner.block) if m.node in names])
+        groups = by_input(_pruned(runner.block, names))
         if groups:
             stats = measure(flow, runner, weights, list(groups), hessian=False)
             pairs = [

@@ -5,20 +5,20 @@ the network without the least needed ones, and `cost_of` counts what either cost
 do all the rest before anything is built.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgec.errors import UsageError
+from edgec.errors import PlanError, UsageError
 from edgec.prune.channels_cost import Of, Prices, cost_left, costs, prices_of
 from edgec.prune.channels_groups import Channels, Group, Mask, find_groups
 from edgec.prune.channels_refit import refit
 from edgec.prune.channels_remove import remove
+from edgec.prune.channels_result import GroupReport
 from edgec.prune.channels_scores import Statistics
 
 Floats = NDArray[np.float64]
@@ -26,22 +26,6 @@ Scores = Mapping[str, NDArray[Any]]
 
 # Counts of layers with fewer channels than this many multiples are rounded to half of one.
 _NARROW = 4
-
-
-class GroupReport(msgspec.Struct, frozen=True):
-    """What became of the channels of some layers.
-
-    Args:
-        layers: that give them.
-        channels: that there were.
-        kept: that are left.
-        refused: why none could go; None if some could.
-    """
-
-    layers: tuple[str, ...]
-    channels: int
-    kept: int
-    refused: str | None = None
 
 
 def prune_channels(
@@ -53,6 +37,7 @@ def prune_channels(
     multiple: int = 8,
     of: Of = "parameters",
     uniform: bool = False,
+    skip: Collection[str] = (),
     statistics: Mapping[str, Statistics] | None = None,
 ) -> tuple[ir.Model, tuple[GroupReport, ...]]:
     """Return a network with fewer channels, and what became of each group.
@@ -67,18 +52,20 @@ def prune_channels(
             others. Numbers in `sizes` are taken as they are.
         of: what `share` is a share of.
         uniform: whether every group gives up the same share, and not those whose channels matter least.
+        skip: layers that keep all channels that they give.
         statistics: of what layers read, as `measure_channels` gives them: weights are then fitted to what is left.
 
     Raises:
-        UsageError: no channels can be removed, or not so many.
+        PlanError: no channels can be removed, or not so many.
+        UsageError: a group cannot have the size that it is given.
     """
     if (share is None) == (sizes is None):
         raise ValueError("either a share or sizes")
     pruned = model.clone()
-    channels = find_groups(pruned)
+    channels = find_groups(pruned, skip)
     if all(group.refused for group in channels.groups):
         hint = _reasons(channels.groups) or "it has no layers that give channels"
-        raise UsageError("no channels of this network can be removed", hint=hint)
+        raise PlanError("no channels of this network can be removed", hint=hint)
     prices = prices_of(pruned, of)
     ranks = _ranks(channels, scores, prices)
     if sizes is not None:
@@ -151,8 +138,10 @@ def _counts(
     if left(high) > everything * (1 - share):
         held = [group for group in channels.groups if group.refused]
         most = 1 - left(high) / everything
-        raise UsageError(
-            f"a share of {share:.1%} shall go, but at most {most:.1%} can", hint=_reasons(held) if held else None
+        advice = "remove less, or take a smaller multiple"
+        raise PlanError(
+            f"a share of {share:.1%} shall go, but at most {most:.1%} can",
+            hint="; ".join(filter(None, (advice, _reasons(held)))),
         )
     while low < high:
         middle = (low + high) // 2

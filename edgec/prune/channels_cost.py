@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -14,21 +13,9 @@ from edgec.fuse.linear import LINEAR
 from edgec.fuse.rule import static_shape
 from edgec.graph.store import shape_of
 from edgec.prune.channels_groups import Channels, Mask
+from edgec.prune.channels_result import Cost
 
 Of = Literal["parameters", "multiply_adds", "channels"]
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """What a network costs.
-
-    Args:
-        parameters: floats in its constants.
-        multiply_adds: of Conv, ConvTranspose, Gemm and MatMul, for one sample; None where a size other than the number
-            of samples is open.
-    """
-
-    parameters: int
-    multiply_adds: int | None
 
 
 def cost_of(model: ir.Model) -> Cost:
@@ -103,7 +90,8 @@ def prices_of(model: ir.Model, of: Of) -> Prices:
             work = _multiply_adds(node)
             if work is None:
                 raise UsageError(
-                    "the network's multiply-adds depend on sizes that are open", hint="fix its input sizes"
+                    "the network's multiply-adds depend on sizes that are open",
+                    hint='state them with --input, or remove a share of the "parameters"',
                 )
             numbers[weight] += work / max(1, weight.const_value.size)
     return Prices(numbers)

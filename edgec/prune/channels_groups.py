@@ -1,6 +1,6 @@
 """Channels of a network in groups: those of a group are made, and so counted, together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,16 +60,18 @@ class Channels:
         }
 
 
-def find_groups(model: ir.Model) -> Channels:
+def find_groups(model: ir.Model, skip: Collection[str] = ()) -> Channels:
     """Find the channels of a canonical network, and which can only go together.
 
     Args:
         model: not changed; no weight is read. Layers have names, and shapes are inferred.
+        skip: layers that keep all channels that they give.
     """
     trace = follow(model, RULES, tuple(LAYERS))
     root = components(trace.born, trace.ties)
     reasons: dict[int, str] = {}
-    for labels, why in trace.held:
+    asked = [(each.labels, "asked for") for each in trace.filters if each.read is None and each.layer.name in skip]
+    for labels, why in (*asked, *trace.held):
         for label in np.unique(root[labels]).tolist():
             reasons.setdefault(label, why)
     given = [each for each in trace.filters if each.read is None and each.labels.size]

@@ -103,7 +103,9 @@ def read_values(model: ir.Model) -> dict[str, int]:
     return {str(each.read.name): trace.layouts[each.read].axis for each in trace.filters if each.read is not None}
 
 
-def measure_channels(model: ir.Model, batches: Iterable[Batch], *, threads: int = 0) -> dict[str, Statistics]:
+def measure_channels(
+    model: ir.Model, batches: Iterable[Batch], *, products: bool = True, threads: int = 0
+) -> dict[str, Statistics]:
     """Measure what layers read, wherever channels may go: name of the value -> statistics.
 
     In memory are all of these values for one batch, and their products.
@@ -111,6 +113,7 @@ def measure_channels(model: ir.Model, batches: Iterable[Batch], *, threads: int 
     Args:
         model: not changed.
         batches: taken one at a time.
+        products: whether to measure those, too: nothing but fitting takes them.
         threads: of ONNX Runtime; 0 takes all cores.
 
     Raises:
@@ -122,13 +125,13 @@ def measure_channels(model: ir.Model, batches: Iterable[Batch], *, threads: int 
         for name, array in values.items():
             rows = np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1)
             found = [each.sum(axis=1, dtype=np.float64) for each in (rows, np.abs(rows), np.square(rows))]
-            found += [(rows @ rows.T).astype(np.float64)] if len(rows) <= _WIDEST else []
+            found += [(rows @ rows.T).astype(np.float64)] if products and len(rows) <= _WIDEST else []
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
             counts[name] = counts.get(name, 0) + rows.shape[1]
     if axes and not sums:
         raise UsageError("there are no samples to run the model on")
     means = {name: [each / counts[name] for each in found] for name, found in sums.items()}
     return {
-        name: Statistics(mean, size, np.sqrt(square), products[0] if products else None)
-        for name, (mean, size, square, *products) in means.items()
+        name: Statistics(mean, size, np.sqrt(square), both[0] if both else None)
+        for name, (mean, size, square, *both) in means.items()
     }

@@ -66,7 +66,7 @@ class BlockWork:
         runner: the block.
         floats: its weights.
         mine: the matrices.
-        flow: its inputs, as the quantized blocks before it give them.
+        flow: its inputs, as the quantized blocks before it give them; None leaves algorithms with weights alone.
         recipe: what to do.
         shared: weights that other blocks read too.
     """
@@ -76,7 +76,7 @@ class BlockWork:
         runner: TorchBlock,
         floats: Weights,
         mine: Sequence[Matrix],
-        flow: Flow,
+        flow: Flow | None,
         recipe: Recipe,
         shared: set[str],
     ) -> None:
@@ -114,7 +114,7 @@ class BlockWork:
             stats = self.stats(name, members)
             for m in members:
                 self.change(m, stats)
-        if self.starts and reference is not None:
+        if self.starts and self.flow is not None and reference is not None:
             targets = reference.outputs(self.runner, self.floats)
             tuned = autoround.tune_block(self.runner, self.weights, self.starts, self.flow, targets, self.recipe.steps)
             for m, _, _ in self.starts:
@@ -124,7 +124,9 @@ class BlockWork:
         }
         return BlockResult(self.tensors, changed, tuple(remarks))
 
-    def stats(self, name: str, members: Sequence[Matrix]) -> Stats:
+    def stats(self, name: str, members: Sequence[Matrix]) -> Stats | None:
+        if self.flow is None:
+            return None
         needs = {algorithm_of(self.schemes[m.weight]).NEEDS for m in members if m.weight in self.schemes}
         needs |= {self.method.NEEDS for m in members if m.weight in self.patterns}
         hessian = bool(needs & {"hessian", "block"}) and not members[0].rows_first
@@ -174,6 +176,7 @@ class BlockWork:
 
     def scale(self, name: str, groups: Mapping[str, Sequence[Matrix]]) -> list[str]:
         """Scale the inputs of each group of matrices; return why some were left alone."""
+        assert self.flow is not None
         scaling, remarks = scaling_named(name), []
         known = measure(self.flow, self.runner, self.weights, list(groups), hessian=scaling.NEEDS == "hessian")
         for value, members in groups.items():

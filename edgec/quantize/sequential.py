@@ -34,7 +34,7 @@ Tick = Callable[[str], object]
 @torch.no_grad()
 @one_thread()
 def quantize_model(
-    model: ir.Model, windows: NDArray[np.int64], recipe: Recipe, folder: Path, tick: Tick = lambda _: None
+    model: ir.Model, windows: NDArray[np.int64] | None, recipe: Recipe, folder: Path, tick: Tick = lambda _: None
 ) -> Results:
     """Quantize the matrices of a canonical float graph on a calibration text, and return where the results are.
 
@@ -44,7 +44,7 @@ def quantize_model(
 
     Args:
         model: with lazy float weights; not changed.
-        windows: token ids (n, tokens); each row is a context of its own.
+        windows: token ids (n, tokens); each row is a context of its own. With None algorithms look at weights alone.
         recipe: what to do.
         folder: for results, a file for each block, named after what it was made from.
         tick: called with the name of each block.
@@ -62,8 +62,8 @@ def quantize_model(
     shared = {name for name, count in readers.items() if count > 1}
     paths = [folder / f"{key}.npz" for key in _keys(blocks, found, windows, recipe)]
     last = next((i for i in reversed(range(len(paths))) if read_result(paths[i]) is None), -1)
-    flow = Flow(windows, recipe.device)
-    reference = Flow(windows, recipe.device) if _wants_reference(found, recipe) else None
+    flow = None if windows is None else Flow(windows, recipe.device)
+    reference = None if windows is None or not _wants_reference(found, recipe) else Flow(windows, recipe.device)
     later = read_later(blocks)
     runners = [TorchBlock(block, recipe.device) for block in blocks[: last + 1]]
     for index, (runner, floats) in enumerate(one_ahead(TorchBlock.load, runners)):
@@ -77,7 +77,7 @@ def quantize_model(
             result.write(paths[index])
         else:
             weights = _changed(floats, mine, result)
-        if index < last:
+        if index < last and flow is not None:
             flow.advance(runner, weights, later[index])
             if reference is not None:
                 reference.advance(runner, floats, later[index])
@@ -100,14 +100,18 @@ def _wants_reference(found: Mapping[str, Sequence[Matrix]], recipe: Recipe) -> b
     return any(isinstance(s, Scheme) and algorithm_of(s).NEEDS == "block" for s in storages)
 
 
+def text_key(windows: NDArray[np.int64] | None) -> str:
+    """Return what tells a calibration text from others, for names of cached results."""
+    return "" if windows is None else cache.key(str(windows.shape), np.ascontiguousarray(windows, "<i8").tobytes())
+
+
 def _keys(
-    blocks: Sequence[Block], found: Mapping[str, Sequence[Matrix]], windows: NDArray[np.int64], recipe: Recipe
+    blocks: Sequence[Block], found: Mapping[str, Sequence[Matrix]], windows: NDArray[np.int64] | None, recipe: Recipe
 ) -> list[str]:
     """Return a name for the result of each block: it depends on the block and on all that came before it."""
-    text = cache.key(str(windows.shape), np.ascontiguousarray(windows, "<i8").tobytes())
     how = (" ".join(recipe.scalings), recipe.device, str(recipe.steps), recipe.pruning.method)
     # numpy does not promise to keep the random numbers that rotations are made of.
-    chain = cache.key(cache.code_key(), torch.__version__, np.__version__, recipe.source, text, *how)
+    chain = cache.key(cache.code_key(), torch.__version__, np.__version__, recipe.source, text_key(windows), *how)
     keys = []
     for block in blocks:
         storages = {m.node: recipe.storage_of(m.node) for m in found[block.name]}

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from edgec.frontends.network import Port
+from edgec.prune.channels_result import GroupReport
 from edgec.spec.network_profile import NetworkBounds, NetworkWishes
 from edgec.spec.plan import Source, encode_plan
 
@@ -14,7 +15,7 @@ Grids = Literal["shifted", "signed"]
 
 
 class Data(msgspec.Struct, frozen=True):
-    """The samples that activations are calibrated on.
+    """The samples that activations are calibrated on, and channels chosen by.
 
     Args:
         name: the file or folder.
@@ -29,17 +30,64 @@ class Data(msgspec.Struct, frozen=True):
     seed: int
 
 
+class NetworkCost(msgspec.Struct, frozen=True):
+    """What one form of a network costs.
+
+    Args:
+        parameters: floats in its constants.
+        weight_bytes: of its constants as the artifact stores them.
+        multiply_adds: of convolutions and products, for one sample; None where sizes are open.
+    """
+
+    parameters: int
+    weight_bytes: int
+    multiply_adds: int | None
+
+
+class NetworkPrediction(msgspec.Struct, frozen=True):
+    """A network with fewer channels beside the dense one that is stored alike.
+
+    Args:
+        dense: as it came.
+        pruned: what is left.
+        speed: runs per second over those of the dense one, as far as multiply-adds decide, or weights where sizes are
+            open: that ratio. What waits for memory gains less.
+    """
+
+    dense: NetworkCost
+    pruned: NetworkCost
+    speed: float
+
+
+class ChannelsPlan(msgspec.Struct, frozen=True):
+    """How many channels stay, and what that will give; which of them stay is found as the build runs.
+
+    Args:
+        groups: of channels that can only go together, in the order of the graph.
+        predicted: from shapes alone.
+    """
+
+    groups: tuple[GroupReport, ...]
+    predicted: NetworkPrediction
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The name of each group, and how many of its channels stay."""
+        return {group.name: group.kept for group in self.groups}
+
+
 class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     """Everything that decides what a build of a network writes.
 
     Args:
         edgec: version of the compiler.
-        wishes: of the profile, with patterns in `skip` resolved to nodes.
+        wishes: of the profile, with patterns in both `skip` resolved to nodes.
         grids: the integers of activations, see `edgec.backends.backend.NetworkLimits`.
         int8: the nodes that may compute on integers: measuring may leave some in float.
         floats: node -> why it computes in float, for those that might have been int8.
-        calibration: the samples of static activations, or None.
+        calibration: the samples of static activations and channels, or None.
         fixed: `name=number` of each input that is a constant here.
+        channels: None where all of them stay.
     """
 
     edgec: str
@@ -56,6 +104,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     floats: Mapping[str, str] = {}
     calibration: Data | None = None
     fixed: tuple[str, ...] = ()
+    channels: ChannelsPlan | None = None
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""

@@ -11,10 +11,11 @@ _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Decibel = Annotated[float, msgspec.Meta(ge=-300, le=300)]
 Activations = Literal["static", "dynamic", "float"]
 Range = Literal["minmax", "percentile", "entropy", "mse"]
+Importance = Literal["magnitude", "activation", "wanda"]
 
 
 class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ranges of activations are taken from; the data itself is named on the command line.
+    """What ranges of activations and the importance of channels are taken from; the command line names the data.
 
     Args:
         samples: how many, at most.
@@ -25,8 +26,37 @@ class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
+class Channels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Channels of layers that go before all else; shapes shrink.
+
+    Args:
+        share: of `of` that goes, at least; channels go in steps, so it may be a little more.
+        of: "multiply_adds" for speed, "parameters" for size.
+        importance: what decides which go, a method of edgec/prune/channels_scores.py. There is no "taylor": it needs a
+            loss, and its gradients, which networks in ONNX do not have.
+        refit: layers that read the channels make up for those that are gone, as far as these follow from the others.
+        uniform: all groups of channels give up the same share; else those give most whose channels count least.
+        multiple: of the channels that stay: what kernels like. With fewer than four multiples, layers take half of it.
+        skip: layers that keep all channels that they give, by their names as `edgec plan` prints them, or patterns as
+            in a shell.
+    """
+
+    share: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    of: Literal["parameters", "multiply_adds"] = "multiply_adds"
+    importance: Importance = "wanda"
+    refit: bool = True
+    uniform: bool = False
+    multiple: _Count = 32
+    skip: tuple[str, ...] = ()
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether samples say which channels count, or how to make up for them."""
+        return self.refit or self.importance != "magnitude"
+
+
 class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a build must keep of the float model; outside of it, it exits 1.
+    """What a build must keep of the float model, as it came; outside of it, it exits 1.
 
     Args:
         min_cosine: mean cosine of each output with the float model's.
@@ -60,7 +90,8 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         skip: nodes that stay in float, by their names as `edgec plan` prints them, or patterns as in a shell.
         keep_float: share of the int8 nodes that may go back to float where the model would leave its bounds; those
             that hurt most go first.
-        calibration: of static activations.
+        channels: that go first, so that all else here is about what is left.
+        calibration: of static activations and of channels.
         verify: bounds.
     """
 
@@ -74,6 +105,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     fast: bool = True
     skip: tuple[str, ...] = ()
     keep_float: _Share = 0.25
+    channels: Channels | None = None
     calibration: Samples = Samples()
     verify: NetworkBounds
 
@@ -84,6 +116,11 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def is_static(self) -> bool:
         """Whether activations are rounded with scales from calibration."""
         return self.weights == "int8" and self.activations == "static"
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether a build looks at what samples make of the network."""
+        return self.is_static or (self.channels is not None and self.channels.needs_samples)
 
 
 class NetworkProfile(msgspec.Struct, frozen=True):

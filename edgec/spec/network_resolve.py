@@ -1,6 +1,6 @@
 """Network x Target x Profile -> plan, with every default resolved and every step checked before anything is built."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -8,37 +8,48 @@ import onnx_ir as ir
 
 from edgec import __version__
 from edgec.backends.backend import NetworkLimits, get_backend
+from edgec.calibrate.samples import Samples
 from edgec.errors import PlanError, UsageError
 from edgec.frontends.network import Network
 from edgec.quantize.placement import Placement, place
-from edgec.spec.network_plan import Data, NetworkPlan
+from edgec.spec.network_channels import left_of, predict
+from edgec.spec.network_plan import ChannelsPlan, Data, NetworkPlan
 from edgec.spec.network_profile import NetworkProfile, NetworkWishes
 from edgec.spec.plan import Source, choose_backend
 from edgec.spec.target import Target
 
 
 def resolve_network(
-    network: Network, target: Target, profile: NetworkProfile, backend: str | None, calibration: Data | None
+    network: Network,
+    target: Target,
+    profile: NetworkProfile,
+    backend: str | None,
+    calibration: Data | None,
+    samples: Samples | None = None,
 ) -> NetworkPlan:
     """Return the plan, checked against the target.
 
+    Args:
+        network: in canonical form.
+        target: the device.
+        profile: what is wanted.
+        backend: one of the target's; None takes its first.
+        calibration: what tells the samples apart; None where there are none.
+        samples: themselves, for how many channels each layer can spare.
+
     Raises:
-        PlanError: the target has no such backend, the backend cannot do what the profile asks, or the graph holds
-            operators that it does not have.
-        UsageError: static activations lack their samples, or the profile skips a node that is not there.
+        PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
+            operators that it does not have, or so many channels cannot go.
+        UsageError: samples are needed and there are none, or the profile skips a node that is not there.
     """
     chosen = choose_backend(target, backend)
-    limits, wishes = get_backend(chosen).NETWORKS, profile.wishes
+    limits, wishes = get_backend(chosen).NETWORKS, _with_nodes(network, profile)
     _check_storage(target, profile, limits, chosen)
     _check_operators(network, limits, chosen)
-    if wishes.is_static and calibration is None:
-        raise UsageError(
-            f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
-            where="network.activations",
-            hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
-        )
-    skipped = _skipped(network, wishes, profile.name)
-    placement = _place(network.model, limits, wishes, skipped)
+    if calibration is None:
+        _check_samples(profile)
+    channels, left = _fewer_channels(network, limits, wishes, samples)
+    placement = _place(left, limits, wishes, frozenset(wishes.skip))
     is_int8 = wishes.weights == "int8"
     return NetworkPlan(
         edgec=__version__,
@@ -49,13 +60,43 @@ def resolve_network(
         target=target.name,
         backend=chosen,
         profile=profile.name,
-        wishes=msgspec.structs.replace(wishes, skip=tuple(skipped)),
+        wishes=wishes,
         grids=limits.grids,
         int8=tuple(site.node for site in placement.sites) if is_int8 else (),
         floats=dict(placement.floats) if is_int8 else {},
-        calibration=calibration if wishes.is_static else None,
+        calibration=calibration if wishes.needs_samples else None,
         fixed=network.fixed,
+        channels=channels,
     )
+
+
+def _fewer_channels(
+    network: Network, limits: NetworkLimits, wishes: NetworkWishes, samples: Samples | None
+) -> tuple[ChannelsPlan | None, ir.Model]:
+    """Return what goes, and the graph of what is left."""
+    if wishes.channels is None:
+        return None, network.model
+    left, groups = left_of(network.model, wishes.channels, samples)
+    stored = [
+        (model, _place(model, limits, wishes, frozenset(wishes.skip)).weights if wishes.weights == "int8" else {})
+        for model in (network.model, left)
+    ]
+    return ChannelsPlan(groups, predict(*stored, halved=wishes.weights == "fp16")), left
+
+
+def _check_samples(profile: NetworkProfile) -> None:
+    if profile.wishes.is_static:
+        raise UsageError(
+            f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
+            where="network.activations",
+            hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
+        )
+    if profile.wishes.needs_samples:
+        raise UsageError(
+            f"profile '{profile.name}' chooses channels by what samples make of them, and none are given",
+            where="network.channels",
+            hint='name them with --calibration-data, or take importance = "magnitude" and refit = false',
+        )
 
 
 def placement_of(model: ir.Model, plan: NetworkPlan, keep_float: frozenset[str] = frozenset()) -> Placement:
@@ -77,19 +118,27 @@ def count_parameters(network: Network) -> int:
     return sum(int(size) for size in sizes)
 
 
-def _skipped(network: Network, wishes: NetworkWishes, profile: str) -> dict[str, None]:
+def _with_nodes(network: Network, profile: NetworkProfile) -> NetworkWishes:
+    """Return the wishes with names of nodes for the patterns in them."""
+    wishes, where = profile.wishes, f"profile '{profile.name}': network"
     names = [str(node.name) for node in network.model.graph.all_nodes()]
+    wishes = msgspec.structs.replace(wishes, skip=_matching(wishes.skip, names, f"{where}.skip"))
+    if wishes.channels is None:
+        return wishes
+    kept = _matching(wishes.channels.skip, names, f"{where}.channels.skip")
+    return msgspec.structs.replace(wishes, channels=msgspec.structs.replace(wishes.channels, skip=kept))
+
+
+def _matching(patterns: Sequence[str], names: Sequence[str], where: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
-    for pattern in wishes.skip:
+    for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
             raise UsageError(
-                f"no node is called '{pattern}'",
-                where=f"profile '{profile}': network.skip",
-                hint="`edgec inspect --nodes` lists the nodes",
+                f"no node is called '{pattern}'", where=where, hint="`edgec inspect --nodes` lists the nodes"
             )
         found.update(dict.fromkeys(matching))
-    return found
+    return tuple(found)
 
 
 def _check_storage(target: Target, profile: NetworkProfile, limits: NetworkLimits, backend: str) -> None:

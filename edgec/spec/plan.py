@@ -21,7 +21,7 @@ from edgec.spec.layers import MatrixStorage, resolve_layers, storage_lookup
 from edgec.spec.load import list_profiles
 from edgec.spec.memory import Estimate, estimate, usable_bytes
 from edgec.spec.operation import Storage, StorageOf, operations
-from edgec.spec.profile import Calibration, Profile, Verify
+from edgec.spec.profile import Profile, Verify
 from edgec.spec.prune_plan import SlimPlan, SparsePlan, resolve_slim, resolve_sparse
 from edgec.spec.target import Target
 
@@ -67,7 +67,7 @@ class Plan(msgspec.Struct, frozen=True):
         static: the matrices with static int8 activations, or None.
         kv_cache: "float" or "int8".
         context_length: tokens that the artifact takes.
-        calibration: the text for algorithms that take one, or None.
+        calibration: the text for what looks at one, or None where nothing does.
         slim: what stays of the model; all else here is about that. None if all does.
         sparse: the weights that become 0, or None.
     """
@@ -187,7 +187,7 @@ def resolve(
         context_length=min(profile.context_length, decoder.context_length),
         verify=profile.verify,
         estimate=need(profile),
-        calibration=None if profile.calibration is None else _calibration(profile, profile.calibration, decoder),
+        calibration=_calibration(profile, decoder, limits),
         layers=layers,
         static=_static(decoder, profile),
         transforms=profile.transforms,
@@ -238,7 +238,10 @@ def _embedding(decoder: Decoder, profile: Profile) -> Storage:
     return msgspec.structs.replace(storage, algorithm=instead.get(storage.algorithm, storage.algorithm))
 
 
-def _calibration(profile: Profile, wanted: Calibration, decoder: Decoder) -> CalibrationText:
+def _calibration(profile: Profile, decoder: Decoder, limits: Limits) -> CalibrationText | None:
+    wanted = profile.calibration
+    if wanted is None or not profile.reads_text(static_cache=limits.static_cache):
+        return None
     window = min(wanted.window, profile.context_length, decoder.context_length)
     return CalibrationText(hash_files(wanted.texts), wanted.tokens, window, wanted.seed, wanted.device, wanted.steps)
 

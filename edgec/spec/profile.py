@@ -11,6 +11,8 @@ from edgec.spec.prune import Slim, Sparse
 GROUP_SIZES = (16, 32, 64, 128, 256)
 CALIBRATED = ("autoround", "awq", "gptq", "smoothquant")
 """Algorithms and transforms that can do nothing without calibration; `mse` and `kquant` make do."""
+WEIGHTS_ALONE = ("hqq", "quarot", "rtn")
+"""Algorithms and transforms that do not look at what flows through the model."""
 _Ratio = Annotated[float, msgspec.Meta(ge=1)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -198,7 +200,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def __post_init__(self) -> None:
         self._check_transforms()
-        if (self.slim or self.sparse) and self.calibration is None:
+        if self._prunes_by_text() and self.calibration is None:
             raise ValueError("pruning looks at what flows through the model: give the profile a [calibration]")
         if self.activations is None:
             return
@@ -209,6 +211,20 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             )
         if self.activations.mode == "static" and self.calibration is None:
             raise ValueError("static activations take their scales from a text: give the profile a [calibration]")
+
+    def reads_text(self, *, static_cache: bool) -> bool:
+        """Say whether a build looks at what flows through the model; `static_cache` of a backend, for an int8 cache."""
+        weights = (self.weights, *([self.embedding] if self.embedding else []), *self.layers)
+        algorithms = (w.algorithm for w in weights if isinstance(w.storage(), Scheme))
+        return (
+            self._prunes_by_text()
+            or any(name not in WEIGHTS_ALONE for name in (*self.transforms, *algorithms))
+            or (self.activations is not None and self.activations.mode == "static")
+            or (self.runtime.kv_cache == "int8" and static_cache)
+        )
+
+    def _prunes_by_text(self) -> bool:
+        return any(part is not None and part.reads_text for part in (self.slim, self.sparse))
 
     def _check_transforms(self) -> None:
         if "quarot" in self.transforms[1:]:

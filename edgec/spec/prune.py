@@ -7,7 +7,7 @@ import msgspec
 from edgec.prune.pattern import Pattern
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
-Allocation = Literal["uniform", "global", "owl"]
+Allocation = Literal["uniform", "global", "owl", "sensitivity"]
 Importance = Literal["magnitude", "activation", "wanda", "taylor"]
 OWL_SPREAD = 0.08
 """How far a layer's share of zeros may be from that of all, with "owl"."""
@@ -20,8 +20,9 @@ class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Args:
         pattern: "2:4", "4:8" (so many of so many consecutive inputs of an output stay), or a share of zeros as "50%".
         method: a file in edgec/prune/methods; "sparsegpt" changes the weights that stay, too.
-        allocation: of a share of zeros over the matrices: "uniform", by one threshold for all magnitudes ("global"), or
-            less of it in layers with more outliers ("owl"). Patterns as 2:4 are uniform.
+        allocation: of a share of zeros over the matrices: "uniform", by one threshold for all magnitudes ("global"),
+            less of it in blocks with more outliers ("owl"), or in those where it changes more of what the model
+            predicts ("sensitivity", measured; takes minutes). Patterns as 2:4 are uniform.
         skip: matrices that stay dense, by patterns as in a shell: `layers.0.*`, `layers.*.mlp.down`.
     """
 
@@ -47,6 +48,11 @@ class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """
         return Pattern.parse(self.pattern)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at what flows through the model."""
+        return sparse_reads_text(self.method, self.allocation)
+
 
 class Slim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Parts of the model that go; shapes shrink.
@@ -67,3 +73,18 @@ class Slim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def __post_init__(self) -> None:
         if len(set(self.parts)) < len(self.parts):
             raise ValueError("a part is there twice")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at what flows through the model."""
+        return slim_reads_text(self.parts, self.importance)
+
+
+def sparse_reads_text(method: Method, allocation: Allocation) -> bool:
+    """Say whether weights become 0 by what flows through the model, or by what they are alone."""
+    return method != "magnitude" or allocation in ("owl", "sensitivity")
+
+
+def slim_reads_text(parts: tuple[Part, ...], importance: Importance) -> bool:
+    """Say whether parts go by what flows through the model, or by their weights alone: layers by their influence."""
+    return "layers" in parts or importance != "magnitude"

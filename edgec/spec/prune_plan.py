@@ -1,6 +1,7 @@
 """What a plan prunes: the wishes of a profile, resolved for one model."""
 
 import math
+from bisect import bisect_left
 
 import msgspec
 
@@ -12,7 +13,16 @@ from edgec.frontends.families import describe
 from edgec.prune.keep import Shares, Sizes, first, full, sizes
 from edgec.prune.slim import slim
 from edgec.spec.layers import matching, matrix_names
-from edgec.spec.prune import Allocation, Importance, Method, Part, Slim, Sparse
+from edgec.spec.prune import (
+    Allocation,
+    Importance,
+    Method,
+    Part,
+    Slim,
+    Sparse,
+    slim_reads_text,
+    sparse_reads_text,
+)
 
 # Shares are tried in steps of so many parts of a whole.
 _STEPS = 400
@@ -26,6 +36,11 @@ class SparsePlan(msgspec.Struct, frozen=True):
     allocation: Allocation
     matrices: tuple[str, ...]
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at what flows through the model."""
+        return sparse_reads_text(self.method, self.allocation)
+
 
 class SlimPlan(msgspec.Struct, frozen=True):
     """The sizes of what stays, how many parameters that is, what goes, and what decides which of its parts stay."""
@@ -34,6 +49,11 @@ class SlimPlan(msgspec.Struct, frozen=True):
     parameters: int
     parts: tuple[Part, ...]
     importance: Importance
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at what flows through the model."""
+        return slim_reads_text(self.parts, self.importance)
 
 
 def resolve_sparse(decoder: Decoder, wishes: Sparse, where: str) -> SparsePlan:
@@ -70,19 +90,44 @@ def resolve_slim(
         PlanError: so much cannot go from these parts, or the model's config cannot say what would be left.
     """
     allowed = (1 - wishes.parameters) * parameters(decoder)
-    tried = full(decoder)
+    known: dict[Sizes, Decoder] = {}
+
+    def enough(found: Sizes) -> bool:
+        """Say whether enough goes; what the config cannot say is looked at if it is the first of that kind."""
+        try:
+            known[found] = _of_sizes(checkpoint, decoder, found, ignored)
+        except PlanError:
+            return True
+        return parameters(known[found]) <= allowed
+
+    steps, refusal = _steps(decoder, wishes)
+    chosen = bisect_left(steps, True, key=enough)
+    if chosen == len(steps):
+        raise refusal or PlanError(
+            f"without {' and '.join(wishes.parts)} more than {1 - wishes.parameters:.0%} of the parameters would be "
+            "left",
+            hint="remove less, or from more parts",
+        )
+    found = steps[chosen]
+    smaller = known.get(found) or _of_sizes(checkpoint, decoder, found, ignored)
+    return SlimPlan(found, parameters(smaller), wishes.parts, wishes.importance), smaller
+
+
+def _steps(decoder: Decoder, wishes: Slim) -> tuple[list[Sizes], PlanError | None]:
+    """Return all smaller sizes, from large to small, and why there are none beyond them."""
+    found = [full(decoder)]
     for step in range(1, _STEPS):
-        found = sizes(decoder, Shares(**dict.fromkeys(wishes.parts, step / _STEPS)), wishes.multiple)
-        if found == tried:
-            continue
-        tried = found
-        smaller = describe(slim(checkpoint, decoder, first(decoder, found), ignored), ignored)
-        if (stay := parameters(smaller)) <= allowed:
-            return SlimPlan(found, stay, wishes.parts, wishes.importance), smaller
-    raise PlanError(
-        f"without {' and '.join(wishes.parts)} more than {1 - wishes.parameters:.0%} of the parameters would be left",
-        hint="remove less, or from more parts",
-    )
+        try:
+            smaller = sizes(decoder, Shares(**dict.fromkeys(wishes.parts, step / _STEPS)), wishes.multiple)
+        except PlanError as error:
+            return found[1:], error
+        if smaller != found[-1]:
+            found.append(smaller)
+    return found[1:], None
+
+
+def _of_sizes(checkpoint: Checkpoint, decoder: Decoder, wanted: Sizes, ignored: frozenset[str]) -> Decoder:
+    return describe(slim(checkpoint, decoder, first(decoder, wanted), ignored), ignored)
 
 
 def left_of(
@@ -91,7 +136,7 @@ def left_of(
     """Return a decoder of the sizes that a plan wants; `decoder` itself where all of it stays."""
     if wanted is None:
         return decoder
-    return describe(slim(checkpoint, decoder, first(decoder, wanted.sizes), ignored), ignored)
+    return _of_sizes(checkpoint, decoder, wanted.sizes, ignored)
 
 
 def parameters(decoder: Decoder) -> int:

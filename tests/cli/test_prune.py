@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch_logits import torch_logits
 
+from edgec import build_checkpoint
 from edgec.backends.onnx_cpu import read_codes
 from edgec.checkpoint.open import open_checkpoint
 from edgec.cli import edgec
@@ -184,6 +185,43 @@ def test_it_says_what_went_and_what_to_do(tiny_llama, profile, tmp_path):
     assert f"--target jetson-orin-nano --profile {sparse}`" in done.stderr
 
 
+@pytest.mark.parametrize("how", [SLIM + 'importance = "magnitude"\n', SPARSE.format("2:4", "magnitude")])
+def test_magnitudes_alone_read_no_text_whatever_a_build_would(tiny_llama, profile, tmp_path, monkeypatch, how):
+    path = profile(how, dtype="int4", group=32, algorithm="gptq")
+    prune(tiny_llama, path, tmp_path / "first")
+    monkeypatch.delattr(build_checkpoint, "planned_text")
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
+    prune(tiny_llama, path, tmp_path / "second")
+    for file in (tmp_path / "first").iterdir():
+        assert (tmp_path / "second" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("how", [SLIM + 'importance = "magnitude"\n', SPARSE.format("2:4", "magnitude")])
+def test_magnitudes_alone_need_no_calibration(tiny_llama, profile, tmp_path, how):
+    path = profile(how)
+    whole = path.read_text()
+    start, stop = whole.index("[calibration]"), whole.index("[verify]")
+    path.write_text(whole[:start] + whole[stop:])
+    prune(tiny_llama, path, tmp_path / "without")
+    done = invoke("build", tiny_llama, "--profile", path, "--out", tmp_path / "bundle", "--no-verify")
+    assert done.exit_code == 0, done.output
+    path.write_text(whole)
+    prune(tiny_llama, path, tmp_path / "with")
+    for file in (tmp_path / "with").iterdir():
+        assert (tmp_path / "without" / file.name).read_bytes() == file.read_bytes()
+    planned = invoke("plan", tiny_llama, "--profile", path, "--json")
+    assert json.loads(planned.stdout)["plan"]["calibration"] is None
+
+
+def test_what_flows_through_the_model_needs_calibration(tiny_llama, profile, tmp_path):
+    for how in (SLIM, SPARSE.format("50%", "wanda"), SPARSE.format("50%", "magnitude") + 'allocation = "owl"\n'):
+        path = profile(how)
+        whole = path.read_text()
+        path.write_text(whole[: whole.index("[calibration]")] + whole[whole.index("[verify]") :])
+        with pytest.raises(UsageError, match=r"give the profile a \[calibration\]"):
+            prune(tiny_llama, path, tmp_path / "out")
+
+
 def test_transforms_are_left_to_a_build(tiny_llama, profile, tmp_path):
     sparse = SPARSE.format("2:4", "magnitude")
     for name, transforms in (("plain", ""), ("turned", 'transforms = ["quarot", "smoothquant"]\n')):
@@ -217,7 +255,7 @@ def test_what_cannot_be_is_refused_before_any_work(tiny_llama, profile, tmp_path
         prune(tiny_llama, "int8", tmp_path / "out")
     assert "slim-25-int4" in refused.value.hint
     assert "wanda-50" in refused.value.hint
-    with pytest.raises(UsageError, match="another model"):
+    with pytest.raises(UsageError, match=r"is for decoder language models only: it has no \[network\]"):
         prune(tmp_path / "missing.onnx", path, tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="exists already"):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgec.calibrate.run import run
-from edgec.errors import UsageError
+from edgec.errors import PlanError, UsageError
 from edgec.frontends.onnx_upgrade import upgrade
 from edgec.frontends.onnx_values import name_all
 from edgec.fuse import fuse
@@ -534,7 +534,7 @@ def test_what_is_not_known_holds_channels_and_says_why(middle, reason):
     group = find_groups(model).groups[0]
     assert reason in group.refused
     assert group.refused.split()[0] in middle
-    with pytest.raises(UsageError, match="no channels of this network can be removed") as error:
+    with pytest.raises(PlanError, match="no channels of this network can be removed") as error:
         prune_channels(model, share=0.1)
     assert reason in error.value.hint
 
@@ -559,13 +559,13 @@ def test_a_weight_that_is_also_read_as_a_whole_stays():
 
 def test_a_network_without_layers_says_so():
     model = parsed("none (float[1, 3, 12, 12] x) => (float[] y) { y = Relu (x) }")
-    with pytest.raises(UsageError, match="no channels of this network can be removed") as error:
+    with pytest.raises(PlanError, match="no channels of this network can be removed") as error:
         prune_channels(model, share=0.5)
     assert error.value.hint == "it has no layers that give channels"
 
 
 def test_a_share_that_cannot_go_is_refused():
-    with pytest.raises(UsageError, match=r"a share of 99.0% shall go, but at most \d\d.\d% can"):
+    with pytest.raises(PlanError, match=r"a share of 99.0% shall go, but at most \d\d.\d% can"):
         prune_channels(opened(chain), share=0.99)
 
 

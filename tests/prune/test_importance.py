@@ -1,5 +1,7 @@
 """What counts on a text: against torch's autograd and hooks on transformers, and what must not count."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,10 @@ from edgec.errors import CheckpointError, UsageError
 from edgec.frontends.decoder import emit
 from edgec.frontends.families import describe, families
 from edgec.prune import importance as module
-from edgec.prune.importance import METHODS, Importance, choose, importance, most_important
+from edgec.prune import taylor
+from edgec.prune.importance import choose, importance, most_important
 from edgec.prune.keep import Sizes, full
+from edgec.prune.scores import METHODS, Importance
 from edgec.prune.slim import slim
 
 WINDOWS = np.random.default_rng(0).integers(3, 97, (5, 20))
@@ -199,16 +203,65 @@ def test_layers_and_widths_are_chosen_together(method, tmp_path):
     decoder = describe(checkpoint)
     model, there = emit(decoder, checkpoint, checkpoint.read, 64), full(decoder)
     wanted, ticks = Sizes(3, 48, 1, 32), []
-    keep = choose(model, decoder, WINDOWS, wanted, method, tick=ticks.append)
+    chosen = partial(choose, model, decoder, WINDOWS, source="llama", folder=tmp_path / "kept")
+    keep = chosen(wanted, method, tick=ticks.append)
     assert keep.sizes == wanted
     assert full(describe(slim(checkpoint, decoder, keep))) == wanted
     assert (ticks[0], ticks[-1], len(ticks)) == ("mask", "head", 11)
     # Which layers stay is not a matter of the method, and what stays within them not of the layers.
-    assert choose(model, decoder, WINDOWS, replace(there, layers=3), method).layers == keep.layers
-    narrow = choose(model, decoder, WINDOWS, replace(wanted, layers=4), method)
+    assert chosen(replace(there, layers=3), method).layers == keep.layers
+    narrow = chosen(replace(wanted, layers=4), method)
     assert keep.mlp == tuple(narrow.mlp[layer] for layer in keep.layers)
     assert keep.groups == tuple(narrow.groups[layer] for layer in keep.layers)
     assert keep.hidden == narrow.hidden
+
+
+def test_what_was_measured_is_found_again_for_any_sizes_but_not_for_anything_else(tmp_path, monkeypatch):
+    save_random("llama", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    decoder, measured = describe(checkpoint), []
+
+    def counting(*arguments, **options):
+        measured.append(arguments[3])
+        return importance(*arguments, **options)
+
+    monkeypatch.setattr(module, "importance", counting)
+    model = emit(decoder, checkpoint, checkpoint.read, 64)
+
+    some = Sizes(2, 48, 1, 64)
+
+    def chosen(windows=WINDOWS, wanted=some, method="taylor", source="llama"):
+        return choose(model, decoder, windows, wanted, method, source=source, folder=tmp_path / "kept")
+
+    keep = chosen()
+    assert chosen() == keep
+    assert chosen(wanted=Sizes(1, 40, 1, 48)).sizes == Sizes(1, 40, 1, 48)
+    assert measured == ["taylor"]
+    chosen(windows=WINDOWS[::2])
+    chosen(method="wanda")
+    chosen(source="another llama")
+    assert measured == ["taylor", "taylor", "wanda", "taylor"]
+    for file in (tmp_path / "kept").iterdir():
+        file.write_bytes(file.read_bytes()[:-9])
+    assert chosen() == keep
+    assert len(measured) == 5
+
+
+def test_magnitudes_need_no_text(tmp_path, monkeypatch):
+    save_random("llama", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    decoder = describe(checkpoint)
+    model = emit(decoder, checkpoint, checkpoint.read, 64)
+    known, alone = (importance(model, decoder, windows, "magnitude") for windows in (WINDOWS, None))
+    for name in ("mlp", "groups", "hidden"):
+        np.testing.assert_array_equal(vars(alone)[name], vars(known)[name])
+    assert known.layers.all()
+    assert not alone.layers.any()
+    monkeypatch.delattr(module, "Flow")
+    wanted = Sizes(2, 48, 1, 48)
+    keep = choose(model, decoder, WINDOWS, wanted, "magnitude", source="", folder=tmp_path / "kept")
+    assert keep == most_important(known, wanted)
+    assert choose(model, decoder, None, wanted, "magnitude", source="", folder=tmp_path / "kept") == keep
 
 
 def test_of_what_counts_the_same_the_first_stays():
@@ -222,7 +275,7 @@ def test_how_much_is_worked_on_at_once_changes_only_how_sums_are_rounded(method,
     save_random("gpt_neox", tmp_path)  # whose layers hand on two values
     expected = measured(tmp_path, method)
     monkeypatch.setattr(flow_module, "_TOKENS_AT_ONCE", 60)
-    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 97 * 7)
+    monkeypatch.setattr(taylor, "_LOGITS_AT_ONCE", 97 * 7)
     for name, scores in vars(measured(tmp_path, method)).items():
         np.testing.assert_allclose(scores, vars(expected)[name], rtol=1e-4, atol=1e-6)
 

@@ -49,9 +49,10 @@ def test_a_profile_of_the_users_own(path):
 def test_shipped_profiles(name):
     values = tomllib.loads((data_dir("profiles") / f"{name}.toml").read_text())
     if "network" in values:
-        bounds = load_network_profile(name).wishes.verify
-        assert bounds.min_cosine >= 0.98
-        assert bounds.min_snr_db >= 10
+        wishes = load_network_profile(name).wishes
+        pruned = wishes.channels is not None
+        assert wishes.verify.min_cosine >= (0.5 if pruned else 0.98)
+        assert wishes.verify.min_snr_db >= (0 if pruned else 10)
     else:
         with pytest.raises(UsageError, match="decoder language models only") as caught:
             load_network_profile(name)
@@ -75,6 +76,12 @@ def test_shipped_profiles(name):
         ('skip = ["head*"]', 'skip = "head*"', ["network.skip"]),
         ('skip = ["head*"]', "keep_float = 2.0", ["network.keep_float"]),
         ('skip = ["head*"]', 'algorithm = "rtm"', ["network.algorithm", "did you mean 'rtn'?"]),
+        (
+            "[network.ver",
+            "[network.channels]\nof = 'sizes'\nshare = 0.1\n[network.ver",
+            ["one of parameters, multiply_adds"],
+        ),
+        ("[network.ver", "[network.channels]\nrefit = true\n[network.ver", ["share", "network.channels"]),
         ('"percentile"', '"percentile', ["not TOML"]),
         ('weights = "int8"\nact', "act", ["weights"]),
     ],
@@ -93,6 +100,19 @@ def test_mistakes_are_named_with_their_key(path, old, new, messages):
 def test_profiles_that_are_not_there(name):
     with pytest.raises(UsageError):
         load_network_profile(name)
+
+
+def test_who_needs_samples(path):
+    for channels, needs in (
+        ("share = 0.5", True),
+        ('share = 0.5\nimportance = "magnitude"', True),
+        ('share = 0.5\nimportance = "magnitude"\nrefit = false', False),
+        ('share = 0.5\nimportance = "activation"\nrefit = false', True),
+    ):
+        path.write_text(GOOD.replace('"static"', '"dynamic"') + f"[network.channels]\n{channels}\n")
+        assert load_network_profile(str(path)).wishes.needs_samples == needs
+    path.write_text(GOOD)
+    assert load_network_profile(str(path)).wishes.needs_samples
 
 
 def test_static_is_of_integers():
