@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,10 @@ from edgec.prune.sensitivity import Losses, measure_losses
 from edgec.quantize.matrix import Matrix, by_input, matrices
 from edgec.quantize.threads import one_thread
 from edgec.quantize.weights import one_ahead
+from edgec.tune.units import cheap_method
+
+if TYPE_CHECKING:
+    from edgec.spec.prune import Method
 
 Ids = NDArray[np.int64]
 Tick = Callable[[str], object]
@@ -36,7 +41,7 @@ def allocate(
     allocation: str,
     windows: Ids | None,
     *,
-    method: str = "wanda",
+    method: "Method" = "wanda",
     source: str = "",
     folder: Path | None = None,
     device: str = "cpu",
@@ -53,7 +58,7 @@ def allocate(
         method: what will prune them. Sensitivity is measured with "wanda" where that asks for more than it does.
         source: says which float graph it is: hashes of its files, and what was done to the graph.
         folder: where "sensitivity" keeps what it measured; None keeps nothing.
-        device: where blocks run.
+        device: where blocks run; those of "sensitivity" on the CPU.
         tick: called with the name of each block that "owl" or "sensitivity" has looked at.
 
     Raises:
@@ -70,9 +75,8 @@ def allocate(
         shares = _by_outliers(model, names, pattern.sparsity, windows, device, tick)
     else:
         assert windows is not None
-        cheap = "magnitude" if method == "magnitude" else "wanda"
         measured = partial(
-            measure_losses, model, windows=windows, method=cheap, source=source, folder=folder, device=device, tick=tick
+            measure_losses, model, windows=windows, method=cheap_method(method), source=source, folder=folder, tick=tick
         )
         shares = _by_losses(model, names, pattern.sparsity, measured)
     return {name: Pattern(share) for name, share in shares.items()}

@@ -37,9 +37,7 @@ def members(model):
 
 
 def losses(model, shares, folder=None, *, windows=WINDOWS, method="wanda", tick=lambda _: None):
-    return measure_losses(
-        model, members(model), shares, windows, method=method, source="", folder=folder, device="cpu", tick=tick
-    )
+    return measure_losses(model, members(model), shares, windows, method=method, source="", folder=folder, tick=tick)
 
 
 def pruned(model, wanted, method, share):
@@ -122,7 +120,7 @@ def test_shares_at_the_ends(target, tmp_path):
 def test_without_a_solver_nothing_is_measured(tmp_path, monkeypatch):
     save_random("llama", tmp_path)
     monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setattr(sensitivity, "_Measuring", None)
+    monkeypatch.setattr(sensitivity, "Sensitivity", None)
     model = graph(tmp_path)
     with pytest.raises(MissingRuntimeError, match="scipy"):
         allocate(model, ["layers.0.mlp.up"], Pattern(0.5), "sensitivity", WINDOWS)
