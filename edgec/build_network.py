@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgec import __version__
 from edgec.backends.backend import Backend, Integers8, NetworkJob, get_backend
 from edgec.build import Say, no_collection, stage
-from edgec.build_network_prune import dense_plan, evidence, race, shrink
+from edgec.build_network_prune import dense_plan, evidence, make_sparse, race, shrink
 from edgec.build_speed import Trial
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
@@ -74,7 +74,7 @@ def build_network(
         target: the device.
         plan: the resolved plan.
         out: the directory to make.
-        calibration: samples for static activations and for channels; None where the plan has none.
+        calibration: samples for static activations, channels and zeros; None where the plan has none.
         evaluation: samples to measure quality on; None leaves the bundle unverified and unmeasured, as its report says.
         metrics: names of what to measure besides the agreement with the float model.
         say: told of each stage.
@@ -96,10 +96,15 @@ def build_network(
         scratch.mkdir()
         artifact.mkdir()
         left = network
+        pruned: tuple[str, ...] = ()
         if plan.channels is not None:
             with stage(stages, "prune"):
                 say("prune", 0)
                 left = shrink(network, plan, calibration, scratch / "pruned.bin")
+        if plan.sparse is not None:
+            with stage(stages, "zeros"):
+                tick = say("zeros", len(plan.sparse.layers))
+                left, pruned = make_sparse(left, plan, calibration, scratch / "sparse.bin", tick)
         with stage(stages, "quantize"):
             made = _quantize(left, target, plan, calibration, scratch, say)
         with stage(stages, "compile"):
@@ -114,8 +119,8 @@ def build_network(
         if evaluation is not None:
             with stage(stages, "verify"):
                 verification = _verify(network, made.model, backend, plan, artifact, evaluation, metrics, setting, say)
-        if plan.channels is not None:
-            pruning = evidence(left, plan)
+        if plan.channels is not None or plan.sparse is not None:
+            pruning = evidence(left, made.model, plan, target)
         if evaluation is not None and not_run is None:
             with stage(stages, "measure"):
                 speed = _measure(network, target, plan, backend, artifact, scratch, evaluation, say)
@@ -137,7 +142,7 @@ def build_network(
             pruning=pruning,
             environment=fingerprint(),
             not_run=not_run,
-            remarks=(*network.remarks, *_remarks(calibration, evaluation), *made.remarks, *remarks),
+            remarks=(*network.remarks, *_remarks(calibration, evaluation), *pruned, *made.remarks, *remarks),
         )
         finish(folder, report, network_page(plan, report), plan.source.files, (*_WRITERS, *backend.PACKAGES))
     return report

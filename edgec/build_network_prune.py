@@ -1,5 +1,6 @@
-"""What a build of a network does to prune: channels go before anything else, from the float graph."""
+"""What a build of a network does to prune: channels go before anything else, then weights of what is left become 0."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,13 @@ from edgec.graph.store import Store, shape_of
 from edgec.graph.write import write_weights
 from edgec.measure.paired import paired_ms, ratio_interval
 from edgec.prune.channels_cost import cost_of
+from edgec.prune.network_zeros import put_zeros, share_of_zeros
+from edgec.report.model import Zeros
 from edgec.report.network_channels import BesideDense, NetworkPruning
+from edgec.spec.exploit import what_of_zeros
 from edgec.spec.network_channels import left_of
 from edgec.spec.network_plan import NetworkPlan
+from edgec.spec.target import Target
 
 _PAIRS = 40
 
@@ -47,11 +52,53 @@ def shrink(network: Network, plan: NetworkPlan, calibration: Samples | None, fil
     return replace(network, model=model)
 
 
-def evidence(left: Network, plan: NetworkPlan) -> NetworkPruning:
-    """Return what pruning was to give, and what there is."""
-    assert plan.channels is not None
-    found = cost_of(left.model)
-    return NetworkPruning(plan.channels.predicted, found.parameters, found.multiply_adds, None)
+def make_sparse(
+    network: Network, plan: NetworkPlan, calibration: Samples | None, file: Path, tick: Callable[[str], object]
+) -> tuple[Network, tuple[str, ...]]:
+    """Return a network with the plan's zeros, and remarks on what could not be done as asked.
+
+    Args:
+        network: what the plan leaves of it; not changed.
+        plan: that makes weights 0.
+        calibration: None where the plan needs no samples.
+        file: to keep the weights that changed in.
+        tick: called with the name of each layer.
+
+    Raises:
+        UsageError: the samples cannot be used.
+        CheckpointError: the network cannot be run, or has weights that are not finite.
+    """
+    wishes = plan.wishes.sparse
+    assert plan.sparse is not None
+    assert wishes is not None
+    batches = (lambda: ()) if calibration is None else calibration.inputs
+    with Store(file) as store:
+        model, remarks = put_zeros(
+            network.model, plan.sparse.layers, wishes.parsed, wishes.method, batches, store, tick
+        )
+    return replace(network, model=model), remarks
+
+
+def evidence(left: Network, stored: ir.Model, plan: NetworkPlan, target: Target) -> NetworkPruning:
+    """Return what pruning was to give, and what there is.
+
+    Args:
+        left: the float network, pruned.
+        stored: what was made of it, in integers or floats.
+        plan: that prunes.
+        target: the device.
+
+    Raises:
+        EdgecError: zeros were lost; that would be a bug in edgec.
+    """
+    found, predicted, zeros = cost_of(left.model), None, None
+    if plan.channels is not None:
+        predicted = plan.channels.predicted
+    if plan.sparse is not None and plan.wishes.sparse is not None:
+        layers = plan.sparse.layers
+        share = share_of_zeros(stored, left.model, layers, plan.wishes.sparse.parsed)
+        zeros = Zeros(len(layers), share, what_of_zeros(plan, target, len(plan.sparse.kernels)))
+    return NetworkPruning(predicted, found.parameters, found.multiply_adds, None, zeros)
 
 
 def dense_plan(plan: NetworkPlan, floats: frozenset[str]) -> NetworkPlan:
@@ -63,9 +110,9 @@ def dense_plan(plan: NetworkPlan, floats: frozenset[str]) -> NetworkPlan:
     """
     skip = tuple(dict.fromkeys((*plan.wishes.skip, *sorted(floats))))
     wishes = msgspec.structs.replace(
-        plan.wishes, channels=None, skip=skip, keep_float=0.0, fast=False, correct_bias=False
+        plan.wishes, channels=None, sparse=None, skip=skip, keep_float=0.0, fast=False, correct_bias=False
     )
-    return msgspec.structs.replace(plan, wishes=wishes, channels=None)
+    return msgspec.structs.replace(plan, wishes=wishes, channels=None, sparse=None)
 
 
 def race(artifact: Path, dense: NetworkJob, folder: Path, feed: Batch) -> BesideDense:

@@ -54,7 +54,7 @@ def data_option(command: Any) -> Any:
     return click.option(
         "--calibration-data",
         metavar="PATH",
-        help="Samples for a network's activations and channels.  [default: text, if it takes it]",
+        help="Samples for a network's activations, channels and zeros.  [default: text, if it takes it]",
     )(command)
 
 
@@ -196,7 +196,8 @@ def _default_text(network: "Network") -> str | None:
 def show_plan(found: Resolved) -> None:
     """Print a plan: what it decides, and every node that becomes int8, or might and does not."""
     from edgec.backends.network import describe_port
-    from edgec.report.network_channels import channel_rows, group_rows, prediction_rows
+    from edgec.report.network_channels import channel_rows, group_rows, layer_rows, prediction_rows, sparse_rows
+    from edgec.spec.exploit import what_of_zeros
     from edgec.spec.network_plan import describe
 
     plan = found.plan
@@ -211,6 +212,9 @@ def show_plan(found: Resolved) -> None:
     rows += channel_rows(plan)
     if plan.channels is not None:
         rows += prediction_rows(plan.channels.predicted)
+    rows += sparse_rows(plan)
+    if plan.sparse is not None:
+        rows.append(("what comes of zeros", what_of_zeros(plan, found.target, len(plan.sparse.kernels))))
     if data is not None:
         rows.append(("calibration", f"{data.samples} samples of {data.name}, seed {data.seed}"))
     near = f"cosine with the float model {plan.verify.min_cosine:g}, SNR {plan.verify.min_snr_db:g} dB"
@@ -223,6 +227,8 @@ def show_plan(found: Resolved) -> None:
     print_table(("", ""), rows)
     if plan.channels is not None:
         print_table(("layers that give channels", "channels", ""), group_rows(plan))
+    if plan.sparse is not None:
+        print_table(("layer", "weights", ""), layer_rows(plan))
     kinds = {str(node.name): node.op_type for node in found.network.model.graph.all_nodes()}
     nodes = [(name, kinds.get(name, ""), "int8") for name in plan.int8]
     nodes += [(name, kinds.get(name, ""), f"float: {reason}") for name, reason in plan.floats.items()]

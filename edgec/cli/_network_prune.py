@@ -1,4 +1,4 @@
-"""What `prune` does for networks: a float .onnx file with fewer channels."""
+"""What `prune` does for networks: a float .onnx file with fewer channels, or with zeros."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,33 +16,45 @@ def prune(
     source: str, target: str, profile: str, options: "NetworkOptions", data: str | None, out: Path, *, as_json: bool
 ) -> None:
     """Write the directory `out` with what a profile leaves of a network."""
+    from shutil import rmtree
+
     from edgec.bundle.stage import staged
-    from edgec.report.network_channels import channel_rows, group_rows, prediction_rows
+    from edgec.report.network_channels import group_rows, layer_rows, pruning_rows
     from edgec.spec.load import load_network_profile
 
     wishes = load_network_profile(profile)
-    if wishes.wishes.channels is None:
+    if wishes.wishes.channels is None and wishes.wishes.sparse is None:
+        having = [p.name for p in _network_profiles() if p.wishes.channels or p.wishes.sparse]
         raise UsageError(
-            f"profile '{wishes.name}' prunes no networks: it has no [network.channels]",
-            hint=f"choose one of {', '.join(p.name for p in _network_profiles() if p.wishes.channels)}, or give it one",
+            f"profile '{wishes.name}' prunes no networks: it has neither [network.channels] nor [network.sparse]",
+            hint=f"choose one of {', '.join(having)}, or give it one",
         )
     with staged(out) as folder:
-        from edgec.build_network_prune import shrink, write_float
+        from edgec.build_network_prune import evidence, make_sparse, shrink, write_float
 
         found = _network.resolve(source, target, profile, None, options, data)
-        left = shrink(found.network, found.plan, found.calibration, folder / "scratch")
+        left, plan, scratch = found.network, found.plan, folder / "scratch"
+        remarks: tuple[str, ...] = ()
+        scratch.mkdir()
+        if plan.channels is not None:
+            left = shrink(left, plan, found.calibration, scratch / "channels")
+        if plan.sparse is not None:
+            left, remarks = make_sparse(left, plan, found.calibration, scratch / "zeros", lambda _: None)
+        pruning = evidence(left, left.model, plan, found.target)
         write_float(left.model, folder)
-        (folder / "scratch").unlink()
-    plan = found.plan
-    assert plan.channels is not None
+        rmtree(scratch)
     if as_json:
-        print_json({"checkpoint": out, "plan": plan})
+        print_json({"checkpoint": out, "plan": plan, "pruning": pruning, "remarks": remarks})
     else:
-        stored = ("predicted", f"for {plan.target}, built with the weights of profile {plan.profile}")
-        print_table(("", ""), [*channel_rows(plan), stored, *prediction_rows(plan.channels.predicted)])
-        print_table(("layers that give channels", "channels", ""), group_rows(plan))
+        stored = ("for", f"{plan.target}, built with the weights of profile {plan.profile}")
+        rows = [*pruning_rows(plan, pruning), *(("remark", remark) for remark in remarks)]
+        print_table(("", ""), [stored, *rows])
+        if plan.channels is not None:
+            print_table(("layers that give channels", "channels", ""), group_rows(plan))
+        if plan.sparse is not None:
+            print_table(("layer", "weights", ""), layer_rows(plan))
     say(f"checkpoint: {out / 'model.onnx'}")
-    say(_advice(wishes, target, out / "model.onnx"))
+    say(_advice(wishes, profile, target, out / "model.onnx"))
 
 
 def _network_profiles() -> "list[NetworkProfile]":
@@ -52,7 +64,7 @@ def _network_profiles() -> "list[NetworkProfile]":
     return [load_network_profile(profile.name) for profile in list_profiles() if profile.network]
 
 
-def _advice(profile: "NetworkProfile", target: str, file: Path) -> str:
+def _advice(profile: "NetworkProfile", name: str, target: str, file: Path) -> str:
     """Say what to do with the file: which profile builds it without taking as much away again."""
     import msgspec
 
@@ -60,11 +72,14 @@ def _advice(profile: "NetworkProfile", target: str, file: Path) -> str:
         return msgspec.structs.replace(other.wishes, channels=None, verify=profile.wishes.verify)
 
     build = f"`edgec build {file} --target {target} --profile"
+    zeros = " with its zeros held at zero" if profile.wishes.sparse else ""
+    if profile.wishes.channels is None:
+        return f"next: train it{zeros}, then {build} {name}`, which finds them where they are"
     others = (p for p in _network_profiles() if p.wishes.channels is None)
     same = next((p.name for p in others if rest(p) == rest(profile)), None)
     if same is not None:
-        return f"next: train it, then {build} {same}`"
+        return f"next: train it{zeros}, then {build} {same}`"
     return (
-        f"next: train it, then {build} FILE` with a copy of profile {profile.name} that has no [network.channels], "
-        "which would remove as much again"
+        f"next: train it{zeros}, then {build} FILE` with a copy of profile {profile.name} that has no "
+        "[network.channels], which would remove as much again"
     )

@@ -8,7 +8,7 @@ import msgspec
 from edgec.evaluate.network import MetricQuality, NetworkQuality
 from edgec.fuse.result import Fused
 from edgec.report.model import Integers, Stage
-from edgec.report.network_channels import NetworkPruning, channel_rows, prediction_rows
+from edgec.report.network_channels import NetworkPruning, pruning_rows
 from edgec.spec.network_plan import NetworkPlan, describe
 
 _MIB = 2**20
@@ -75,7 +75,7 @@ class NetworkReport(msgspec.Struct, frozen=True):
         environment: the machine and the versions that measured.
         remarks: what the artifact or its samples lack, and why.
         not_run: why the artifact itself was not run here, and what was run instead; None where it was.
-        pruning: None where all channels stay.
+        pruning: None where nothing was pruned.
     """
 
     edgec: str
@@ -106,8 +106,7 @@ def summary(plan: NetworkPlan, report: NetworkReport) -> list[tuple[str, str]]:
         floats = _in_float([*plan.floats.values(), *report.kept_float.values()])
         rows.append(("int8", f"{integers} node{'' if integers == 1 else 's'}{floats}"))
     rows += [("size", f"{size / _MIB:.1f} MiB")]
-    if plan.channels is not None and report.pruning is not None:
-        rows += [*channel_rows(plan), *prediction_rows(plan.channels.predicted, report.pruning)]
+    rows += pruning_rows(plan, report.pruning)
     if report.fused:
         rows.append(("fused", ", ".join(f"{entry.title} ({len(entry.nodes)})" for entry in report.fused)))
     rows += [*_evidence(report), *(("remark", remark) for remark in report.remarks)]

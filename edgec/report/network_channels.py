@@ -1,7 +1,9 @@
-"""What became of a network's channels, and what that was to give and gave."""
+"""What became of a network's channels and weights, and what that was to give and gave."""
 
 import msgspec
 
+from edgec.report.model import Zeros
+from edgec.report.page import zeros_rows
 from edgec.spec.network_plan import NetworkPlan, NetworkPrediction
 
 _MIB = 2**20
@@ -28,19 +30,21 @@ class BesideDense(msgspec.Struct, frozen=True):
 
 
 class NetworkPruning(msgspec.Struct, frozen=True):
-    """What taking channels out was to give, and what it gave.
+    """What pruning was to give, and what it gave.
 
     Args:
-        predicted: by the plan.
+        predicted: by the plan, of taking channels out; None where all of them stay.
         parameters: of the float graph that is left.
         multiply_adds: of it; None where sizes are open.
         measured: None without samples to measure on, and where the artifact does not run here.
+        zeros: None where none were wanted.
     """
 
-    predicted: NetworkPrediction
+    predicted: NetworkPrediction | None
     parameters: int
     multiply_adds: int | None
     measured: BesideDense | None
+    zeros: Zeros | None = None
 
 
 def channel_rows(plan: NetworkPlan) -> list[tuple[str, str]]:
@@ -87,6 +91,39 @@ def prediction_rows(predicted: NetworkPrediction, found: NetworkPruning | None =
         work = f"{before.multiply_adds / 1e6:.1f} -> {left.multiply_adds / 1e6:.1f} M for a sample"
         rows.insert(2, ("multiply-adds", work))
     return rows
+
+
+def sparse_rows(plan: NetworkPlan) -> list[tuple[str, str]]:
+    """Return (what, how) for the weights that a plan makes 0."""
+    if plan.sparse is None or plan.wishes.sparse is None:
+        return []
+    wishes, layers, dense = plan.wishes.sparse, len(plan.sparse.layers), len(plan.sparse.dense)
+    what = "zeros" if wishes.parsed.block is None else "weights that stay"
+    return [(what, f"{wishes.pattern} by {wishes.method}, in {layers} of {layers + dense} layers")]
+
+
+def layer_rows(plan: NetworkPlan) -> list[tuple[str, str, str]]:
+    """Return (layer, zeros, why it stays dense, or what may skip its zeros) of each layer with constant weights."""
+    if plan.sparse is None or plan.wishes.sparse is None:
+        return []
+    kernels, pattern = frozenset(plan.sparse.kernels), plan.wishes.sparse.pattern
+    sparse = [(name, pattern, "sparse kernels" if name in kernels else "") for name in plan.sparse.layers]
+    return sparse + [(name, "dense", f"stays: {why}") for name, why in plan.sparse.dense.items()]
+
+
+def pruning_rows(plan: NetworkPlan, found: NetworkPruning | None) -> list[tuple[str, str]]:
+    """Return what a build pruned, and what came of it."""
+    rows = [*channel_rows(plan), *sparse_rows(plan)]
+    if found is None:
+        return rows
+    if found.predicted is not None:
+        rows += prediction_rows(found.predicted, found)
+    elif found.measured is not None:
+        beside = found.measured
+        sizes = f"{beside.dense_size_bytes / _MIB:.1f} -> {beside.size_bytes / _MIB:.1f} MiB with all files"
+        speed = f"{beside.speed:.2f} ({beside.low:.2f} to {beside.high:.2f}) times its speed"
+        rows.append(("beside the dense network", f"{sizes}, {speed}"))
+    return rows + zeros_rows(found.zeros)
 
 
 _IMPORTANCE = {

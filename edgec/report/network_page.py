@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgec.report.network import NetworkReport, summary
-from edgec.report.network_channels import group_rows
+from edgec.report.network_channels import group_rows, layer_rows
 from edgec.report.page import table
 from edgec.spec.network_plan import NetworkPlan
 
@@ -22,6 +22,8 @@ def network_page(plan: NetworkPlan, report: NetworkReport) -> str:
     sections = [f"# edgec {report.edgec}: {plan.source.family} for {plan.target}", table(("", ""), rows)]
     if plan.channels is not None:
         sections += ["## Channels", table(("layers that give them", "channels", ""), group_rows(plan))]
+    if plan.sparse is not None:
+        sections += ["## Zeros", table(("layer", "weights", ""), layer_rows(plan))]
     floats = {**plan.floats, **report.kept_float}
     if floats:
         sections += [

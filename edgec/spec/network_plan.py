@@ -15,7 +15,7 @@ Grids = Literal["shifted", "signed"]
 
 
 class Data(msgspec.Struct, frozen=True):
-    """The samples that activations are calibrated on, and channels chosen by.
+    """The samples that activations are calibrated on, and channels and zeros chosen by.
 
     Args:
         name: the file or folder.
@@ -76,18 +76,33 @@ class ChannelsPlan(msgspec.Struct, frozen=True):
         return {group.name: group.kept for group in self.groups}
 
 
+class ZerosPlan(msgspec.Struct, frozen=True):
+    """Which layers become sparse.
+
+    Args:
+        layers: those, in the order of the graph.
+        dense: layer -> why its weights stay, for others with constant weights.
+        kernels: of `layers`, those that the target may run with kernels that skip zeros.
+    """
+
+    layers: tuple[str, ...]
+    dense: Mapping[str, str]
+    kernels: tuple[str, ...]
+
+
 class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     """Everything that decides what a build of a network writes.
 
     Args:
         edgec: version of the compiler.
-        wishes: of the profile, with patterns in both `skip` resolved to nodes.
+        wishes: of the profile, with patterns in each `skip` resolved to nodes.
         grids: the integers of activations, see `edgec.backends.backend.NetworkLimits`.
         int8: the nodes that may compute on integers: measuring may leave some in float.
         floats: node -> why it computes in float, for those that might have been int8.
-        calibration: the samples of static activations and channels, or None.
+        calibration: the samples of static activations, channels and zeros, or None.
         fixed: `name=number` of each input that is a constant here.
         channels: None where all of them stay.
+        sparse: None where no weights become 0.
     """
 
     edgec: str
@@ -105,6 +120,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, tag_field="kind", tag="network"):
     calibration: Data | None = None
     fixed: tuple[str, ...] = ()
     channels: ChannelsPlan | None = None
+    sparse: ZerosPlan | None = None
 
     def sha256(self) -> str:
         """Return the hash of the plan's JSON, in hex."""

@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edgec.prune.pattern import Pattern
 from edgec.quantize.scheme import Scheme
+from edgec.spec.prune import Method
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -15,7 +17,7 @@ Importance = Literal["magnitude", "activation", "wanda"]
 
 
 class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ranges of activations and the importance of channels are taken from; the command line names the data.
+    """What ranges, and the importance of channels and weights, are taken from; the command line names the data.
 
     Args:
         samples: how many, at most.
@@ -55,6 +57,38 @@ class Channels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return self.refit or self.importance != "magnitude"
 
 
+class NetworkSparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Weights of convolutions and products that become 0 before they are rounded; shapes stay.
+
+    Args:
+        pattern: "2:4", "4:8" (so many of so many consecutive input channels stay, for each output and each place of a
+            kernel), or the share of zeros in each weight as "50%".
+        method: a file in edgec/prune/methods; "sparsegpt" changes the weights that stay, too.
+        skip: layers that stay dense, by their names as `edgec plan` prints them, or patterns as in a shell.
+    """
+
+    pattern: str
+    method: Method = "sparsegpt"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _ = self.parsed
+
+    @property
+    def parsed(self) -> Pattern:
+        """The pattern.
+
+        Raises:
+            ValueError: there is no such pattern.
+        """
+        return Pattern.parse(self.pattern)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether samples say which weights stay."""
+        return self.method != "magnitude"
+
+
 class NetworkBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a build must keep of the float model, as it came; outside of it, it exits 1.
 
@@ -91,7 +125,8 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         keep_float: share of the int8 nodes that may go back to float where the model would leave its bounds; those
             that hurt most go first.
         channels: that go first, so that all else here is about what is left.
-        calibration: of static activations and of channels.
+        sparse: weights of that which become 0.
+        calibration: of static activations, channels and zeros.
         verify: bounds.
     """
 
@@ -106,6 +141,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     skip: tuple[str, ...] = ()
     keep_float: _Share = 0.25
     channels: Channels | None = None
+    sparse: NetworkSparse | None = None
     calibration: Samples = Samples()
     verify: NetworkBounds
 
@@ -120,7 +156,7 @@ class NetworkWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def needs_samples(self) -> bool:
         """Whether a build looks at what samples make of the network."""
-        return self.is_static or (self.channels is not None and self.channels.needs_samples)
+        return self.is_static or any(part is not None and part.needs_samples for part in (self.channels, self.sparse))
 
 
 class NetworkProfile(msgspec.Struct, frozen=True):

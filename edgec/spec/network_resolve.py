@@ -15,6 +15,7 @@ from edgec.quantize.placement import Placement, place
 from edgec.spec.network_channels import left_of, predict
 from edgec.spec.network_plan import ChannelsPlan, Data, NetworkPlan
 from edgec.spec.network_profile import NetworkProfile, NetworkWishes
+from edgec.spec.network_zeros import zeros_of
 from edgec.spec.plan import Source, choose_backend
 from edgec.spec.target import Target
 
@@ -39,7 +40,7 @@ def resolve_network(
 
     Raises:
         PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
-            operators that it does not have, or so many channels cannot go.
+            operators that it does not have, so many channels cannot go, or no layer can have such zeros.
         UsageError: samples are needed and there are none, or the profile skips a node that is not there.
     """
     chosen = choose_backend(target, backend)
@@ -51,6 +52,7 @@ def resolve_network(
     channels, left = _fewer_channels(network, limits, wishes, samples)
     placement = _place(left, limits, wishes, frozenset(wishes.skip))
     is_int8 = wishes.weights == "int8"
+    int8 = tuple(site.node for site in placement.sites) if is_int8 else ()
     return NetworkPlan(
         edgec=__version__,
         source=Source(network.format, network.family, count_parameters(network), dict(network.files)),
@@ -62,11 +64,12 @@ def resolve_network(
         profile=profile.name,
         wishes=wishes,
         grids=limits.grids,
-        int8=tuple(site.node for site in placement.sites) if is_int8 else (),
+        int8=int8,
         floats=dict(placement.floats) if is_int8 else {},
         calibration=calibration if wishes.needs_samples else None,
         fixed=network.fixed,
         channels=channels,
+        sparse=zeros_of(left, wishes, target, chosen, frozenset(int8)),
     )
 
 
@@ -91,11 +94,18 @@ def _check_samples(profile: NetworkProfile) -> None:
             where="network.activations",
             hint="name them with --calibration-data, or choose a profile with dynamic or float activations",
         )
-    if profile.wishes.needs_samples:
+    wishes = profile.wishes
+    if wishes.channels is not None and wishes.channels.needs_samples:
         raise UsageError(
             f"profile '{profile.name}' chooses channels by what samples make of them, and none are given",
             where="network.channels",
             hint='name them with --calibration-data, or take importance = "magnitude" and refit = false',
+        )
+    if wishes.sparse is not None and wishes.sparse.needs_samples:
+        raise UsageError(
+            f"profile '{profile.name}' chooses weights by what samples make of them, and none are given",
+            where="network.sparse",
+            hint='name them with --calibration-data, or take method = "magnitude"',
         )
 
 
@@ -123,10 +133,13 @@ def _with_nodes(network: Network, profile: NetworkProfile) -> NetworkWishes:
     wishes, where = profile.wishes, f"profile '{profile.name}': network"
     names = [str(node.name) for node in network.model.graph.all_nodes()]
     wishes = msgspec.structs.replace(wishes, skip=_matching(wishes.skip, names, f"{where}.skip"))
-    if wishes.channels is None:
-        return wishes
-    kept = _matching(wishes.channels.skip, names, f"{where}.channels.skip")
-    return msgspec.structs.replace(wishes, channels=msgspec.structs.replace(wishes.channels, skip=kept))
+    if wishes.channels is not None:
+        kept = _matching(wishes.channels.skip, names, f"{where}.channels.skip")
+        wishes = msgspec.structs.replace(wishes, channels=msgspec.structs.replace(wishes.channels, skip=kept))
+    if wishes.sparse is not None:
+        dense = _matching(wishes.sparse.skip, names, f"{where}.sparse.skip")
+        wishes = msgspec.structs.replace(wishes, sparse=msgspec.structs.replace(wishes.sparse, skip=dense))
+    return wishes
 
 
 def _matching(patterns: Sequence[str], names: Sequence[str], where: str) -> tuple[str, ...]:

@@ -50,9 +50,10 @@ def test_shipped_profiles(name):
     values = tomllib.loads((data_dir("profiles") / f"{name}.toml").read_text())
     if "network" in values:
         wishes = load_network_profile(name).wishes
-        pruned = wishes.channels is not None
-        assert wishes.verify.min_cosine >= (0.5 if pruned else 0.98)
-        assert wishes.verify.min_snr_db >= (0 if pruned else 10)
+        least = (0.98, 10)
+        if wishes.channels is not None or wishes.sparse is not None:
+            least = (0.5, 0) if wishes.sparse is None else (0.25, -5)
+        assert (wishes.verify.min_cosine, wishes.verify.min_snr_db) >= least
     else:
         with pytest.raises(UsageError, match="decoder language models only") as caught:
             load_network_profile(name)
@@ -82,6 +83,14 @@ def test_shipped_profiles(name):
             ["one of parameters, multiply_adds"],
         ),
         ("[network.ver", "[network.channels]\nrefit = true\n[network.ver", ["share", "network.channels"]),
+        ("[network.ver", "[network.sparse]\nmethod = 'wanda'\n[network.ver", ["pattern", "network.sparse"]),
+        ("[network.ver", "[network.sparse]\npattern = '4:2'\n[network.ver", ["4:2 is no pattern", "network.sparse"]),
+        ("[network.ver", "[network.sparse]\npattern = 'half'\n[network.ver", ["is no pattern", "network.sparse"]),
+        (
+            "[network.ver",
+            "[network.sparse]\npattern = '50%'\nmethod = 'obd'\n[network.ver",
+            ["one of magnitude, wanda, sparsegpt"],
+        ),
         ('"percentile"', '"percentile', ["not TOML"]),
         ('weights = "int8"\nact', "act", ["weights"]),
     ],
@@ -111,6 +120,10 @@ def test_who_needs_samples(path):
     ):
         path.write_text(GOOD.replace('"static"', '"dynamic"') + f"[network.channels]\n{channels}\n")
         assert load_network_profile(str(path)).wishes.needs_samples == needs
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        table = f"[network.sparse]\npattern = '2:4'\nmethod = '{method}'\n"
+        path.write_text(GOOD.replace('"static"', '"dynamic"') + table)
+        assert load_network_profile(str(path)).wishes.needs_samples == (method != "magnitude")
     path.write_text(GOOD)
     assert load_network_profile(str(path)).wishes.needs_samples
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -37,7 +38,9 @@ def compile_network(job: NetworkJob, folder: Path) -> tuple[str, ...]:
     if not ahead:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", job.network.name).strip("-._") or "network"
         kinds = f"weights {plan.wishes.weights}, activations {_activations(job) if half else 'fp32'}"
-        write_recipe(folder, device_settings(target, f"{name}-{plan.sha256()[:12]}", kinds, shapes))
+        settings = device_settings(target, f"{name}-{plan.sha256()[:12]}", kinds, shapes)
+        sparse = plan.sparse is not None and bool(plan.sparse.kernels)
+        write_recipe(folder, msgspec.structs.replace(settings, sparse_weights=sparse))
     engine = write_engines(folder, target, shapes, notes).engine
     file = engine.file if engine is not None and engine.file is not None else MODEL_FILE
     write_network_settings(folder, job, "tensorrt", file)
