@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from edgec import __version__
 from edgec.backends.backend import Backend, Job, get_backend
 from edgec.build_calibration import check_device, device_of, planned_text
 from edgec.build_prune import Left, evidence, pruning_of, race, shrink
+from edgec.build_ranges import has_ranges, with_ranges
 from edgec.bundle.manifest import ARTIFACT, PLAN, finish
 from edgec.bundle.stage import staged
 from edgec.calibrate.cache import cache_dir
@@ -36,9 +37,7 @@ from edgec.graph.weights import matrix_name
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.latency import DecoderLatency, measure_decoder
 from edgec.measure.memory import peak_rss_bytes, peak_rss_of_children_bytes
-from edgec.quantize.activations import multiplied, quantize_activations
 from edgec.quantize.block import Recipe
-from edgec.quantize.cache import cached, quantize_cache
 from edgec.quantize.results import Results
 from edgec.quantize.sequential import quantize_model
 from edgec.quantize.transforms import ROTATION
@@ -110,9 +109,9 @@ def build(
             known = results.codes if results else lambda _: None
             quantize_weights(canonical, lambda value, _: plan.storage_of(matrix_name(value)), store, tick, known)
         shipped = canonical
-        if dataset is not None and _has_ranges(plan):
+        if dataset is not None and has_ranges(plan):
             with stage(stages, "find ranges"):
-                shipped = _with_ranges(canonical, plan, dataset, scratch, say)
+                shipped = with_ranges(canonical, plan, partial(_find_clips, canonical, dataset, scratch, say))
         with stage(stages, "compile"):
             tick = say("compile", 0)
             job = Job(shipped, left.decoder, plan, target, left.checkpoint.config, tokenizer_files)
@@ -131,7 +130,7 @@ def build(
         if plan.slim is not None or plan.sparse is not None:
             with stage(stages, "compare with dense"):
                 pruning = evidence(dense, left, canonical, target, plan)
-                if runs and not _has_ranges(plan):
+                if runs:
                     pruning = msgspec.structs.replace(pruning, measured=race(dense, target, plan, artifact, scratch))
         _remove_scratch(scratch)
         report = Report(
@@ -178,7 +177,7 @@ def _count_weights(decoder: Decoder) -> int:
 def _dataset(tokenizer_files: dict[str, bytes], plan: Plan, corpus: Corpus | None) -> Dataset | None:
     """Return what to calibrate on, None where algorithms look at weights alone."""
     weighs = _is_calibrated(plan) or (plan.slim is not None and plan.slim.reads_text)
-    if plan.calibration is None or not (weighs or _has_ranges(plan)):
+    if plan.calibration is None or not (weighs or has_ranges(plan)):
         return None
     if weighs:
         check_device(plan)
@@ -210,27 +209,10 @@ def _calibrate(model: ir.Model, left: Left, windows: NDArray[np.int64] | None, p
     return quantize_model(model, windows, recipe, cache_dir() / "calibration", tick)
 
 
-def _has_ranges(plan: Plan) -> bool:
-    """Say whether activations or the cache are rounded with scales that calibration finds."""
-    return plan.static is not None or _has_static_cache(plan)
-
-
-def _has_static_cache(plan: Plan) -> bool:
-    return plan.kv_cache == "int8" and get_backend(plan.backend).LIMITS.static_cache
-
-
-def _with_ranges(canonical: ir.Model, plan: Plan, dataset: Dataset, scratch: Path, say: Say) -> ir.Model:
-    """Return the canonical graph with rounded activations and cache, in ranges that its own weights give."""
-    shipped = canonical
-    measure = partial(measure_clips, canonical, windows=dataset.windows, folder=scratch, tick=say("find ranges", 0))
-    if plan.static is not None:
-        parts = dict.fromkeys(multiplied(canonical, plan.static.matrices), 1)
-        clips = measure(parts, method=plan.static.range)
-        ranges = {name: (-float(clip), float(clip)) for name, (clip,) in clips.items()}
-        shipped = quantize_activations(shipped, plan.static.matrices, ranges)
-    if _has_static_cache(plan):
-        shipped = quantize_cache(shipped, measure(cached(canonical), method="minmax"))
-    return shipped
+def _find_clips(
+    canonical: ir.Model, dataset: Dataset, scratch: Path, say: Say, parts: Mapping[str, int], method: str
+) -> Mapping[str, NDArray[np.float64]]:
+    return measure_clips(canonical, parts, dataset.windows, scratch, method=method, tick=say("find ranges", 0))
 
 
 class _Graphs(NamedTuple):

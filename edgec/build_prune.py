@@ -1,7 +1,7 @@
 """What a build does to prune: parts go before anything else, weights become 0 before they are rounded."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgec.backends.backend import Job, get_backend
 from edgec.backends.session import Session
 from edgec.build_calibration import device_of
+from edgec.build_ranges import with_ranges
 from edgec.calibrate.cache import cache_dir, key
 from edgec.checkpoint.model import Checkpoint
 from edgec.errors import EdgecError
@@ -38,6 +39,7 @@ from edgec.quantize.weights import quantize_weights
 from edgec.report.model import AgainstDense, Zeros
 from edgec.report.model import Pruning as Evidence
 from edgec.spec.exploit import eligible, what_of_zeros
+from edgec.spec.layers import matrix_names
 from edgec.spec.operation import Storage
 from edgec.spec.plan import Plan
 from edgec.spec.prediction import predict
@@ -150,24 +152,27 @@ def _floats(weight: ir.Value | None, stored: dict[ir.Value, ir.Node]) -> NDArray
 
 
 def race(dense: Left, target: Target, plan: Plan, artifact: Path, scratch: Path) -> AgainstDense:
-    """Time an artifact in turn with one of the dense model that is stored alike, rounded to nearest.
+    """Time an artifact in turn with one of the dense model that is stored alike.
+
+    The dense weights are rounded to nearest, and ranges of activations made up: neither is slower or faster for it.
 
     Args:
         dense: the model as it came.
         target: the device.
-        plan: of the build; activations and cache have no calibrated scales.
+        plan: of the build.
         artifact: what was built.
         scratch: a directory for the other one.
     """
     backend, (checkpoint, decoder, _) = get_backend(plan.backend), dense
-    unpruned = msgspec.structs.replace(plan, slim=None, sparse=None)
+    unpruned = _unpruned(plan, decoder)
     folder = scratch / "dense"
     folder.mkdir()
     with Store(scratch / "dense.bin") as store:
         model = dense.graph(plan, ())
         quantize_weights(model, lambda value, _: _to_nearest(plan.storage_of(matrix_name(value))), store, _ignore)
+        shipped = with_ranges(model, unpruned, _made_up)
         backend.compile_decoder(
-            Job(model, decoder, unpruned, target, checkpoint.config, checkpoint.tokenizer_files()), folder, _ignore
+            Job(shipped, decoder, unpruned, target, checkpoint.config, checkpoint.tokenizer_files()), folder, _ignore
         )
     sessions = [backend.open_session(path, "generate", max_length=1 + _NEW) for path in (artifact, folder)]
     times = paired_ms(*(partial(_decode, session) for session in sessions), pairs=_PAIRS)
@@ -175,6 +180,25 @@ def race(dense: Left, target: Target, plan: Plan, artifact: Path, scratch: Path)
     here, there = (sum(file.stat().st_size for file in path.iterdir()) for path in (artifact, folder))
     shutil.rmtree(folder)
     return AgainstDense(here, there, speed, low, high, 1e3 * _NEW / float(np.median(times[:, 1])))
+
+
+def _unpruned(plan: Plan, dense: Decoder) -> Plan:
+    """Return the plan of the dense model: what reads integers in some layer does so in all, also in those that went."""
+    static = plan.static
+    if static is not None:
+        kinds = {_kind(name) for name in static.matrices}
+        names = tuple(name for name in matrix_names(dense) if _kind(name) in kinds)
+        static = msgspec.structs.replace(static, matrices=names)
+    return msgspec.structs.replace(plan, slim=None, sparse=None, static=static)
+
+
+def _kind(matrix: str) -> str:
+    """Return "mlp.down" of "layers.7.mlp.down"."""
+    return matrix.split(".", 2)[2]
+
+
+def _made_up(parts: Mapping[str, int], _: str) -> dict[str, NDArray[np.float64]]:
+    return {name: np.ones(count) for name, count in parts.items()}
 
 
 def _to_nearest(storage: Storage) -> Storage:

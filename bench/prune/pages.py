@@ -68,7 +68,7 @@ def _bounds(results: Results) -> Iterator[Bound]:
             yield Bound(what, values, sparsegpt <= wanda <= magnitude)
     for where, speeds in results.get("speeds", {}).items():
         for name, speed in speeds.items():
-            if name != smaller.DENSE:
+            if name in smaller.SHIPPED:
                 what = f"{name} decodes {SPEED:g} times as fast on {_place(where)}"
                 yield Bound(what, _interval(speed["ratio"]), speed["ratio"][0] >= SPEED)
     if process := results.get("process"):

@@ -26,6 +26,7 @@ PROFILES = {
     "slim-25-mlp-int4": str(HERE / "profiles/slim-25-mlp-int4.toml"),
     "depth-25-int4": "depth-25-int4",
 }
+SHIPPED = ("slim-25-int4", "depth-25-int4")
 PROMPT, NEW = 64, 32
 OPENINGS, ROUNDS = 3, 12
 

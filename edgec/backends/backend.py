@@ -105,6 +105,7 @@ class Limits:
         zero_points: whether it takes asymmetric integers.
         accuracy_levels: of `Runtime.accuracy_level`, those that it can follow.
         activations: what it can multiply integer weights with: "float", "dynamic" or "static" int8.
+        sparse_files: whether its files leave zeros out where that is smaller.
     """
 
     block_size: Callable[["Scheme", int], int | None]
@@ -119,6 +120,7 @@ class Limits:
     zero_points: bool = True
     accuracy_levels: frozenset[int] = frozenset({0, 1, 2, 3, 4})
     activations: frozenset[str] = frozenset({"float", "dynamic", "static"})
+    sparse_files: bool = False
 
 
 @dataclass(frozen=True)

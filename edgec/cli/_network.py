@@ -103,9 +103,16 @@ class Resolved:
 
 
 def resolve(
-    source: str, target: str, profile: str, backend: str | None, options: "NetworkOptions", data: str | None
+    source: str,
+    target: str,
+    profile: str,
+    backend: str | None,
+    options: "NetworkOptions",
+    data: str | None,
+    *,
+    rounds: bool = True,
 ) -> Resolved:
-    """Read a network, and resolve the plan for it."""
+    """Read a network, and resolve the plan for it; `rounds` says whether anything will be rounded."""
     from edgec.frontends.source import open_network
     from edgec.spec.load import load_network_profile, load_target
     from edgec.spec.network_plan import Data
@@ -127,7 +134,7 @@ def resolve(
     taken = None
     if calibration is not None:
         taken = Data(calibration.name, calibration.sha256, calibration.count, wishes.wishes.calibration.seed)
-    plan = resolve_network(network, device, wishes, backend, taken, calibration)
+    plan = resolve_network(network, device, wishes, backend, taken, calibration, rounds=rounds)
     return Resolved(network, fusions, device, plan, calibration)
 
 

@@ -32,7 +32,7 @@ def prune(
     with staged(out) as folder:
         from edgec.build_network_prune import evidence, make_sparse, shrink, write_float
 
-        found = _network.resolve(source, target, profile, None, options, data)
+        found = _network.resolve(source, target, profile, None, options, data, rounds=False)
         left, plan, scratch = found.network, found.plan, folder / "scratch"
         remarks: tuple[str, ...] = ()
         scratch.mkdir()

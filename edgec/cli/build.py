@@ -129,8 +129,8 @@ def _build_network(
         raise RegressionError(
             "the bundle was built, but is outside its profile's bounds: " + "; ".join(report.verification.failures),
             where=str(bundle),
-            hint="remove fewer channels, train what is left (`edgec prune`), or allow for it"
-            if found.plan.channels
+            hint="remove less, train what is left (`edgec prune`), or allow for it"
+            if found.plan.channels or found.plan.sparse
             else "try another range or `equalize`, let more nodes stay in float (`keep_float`), or allow for it",
         )
 
@@ -213,6 +213,7 @@ def _show(plan: "Plan", report: "Report") -> None:
     if report.pruning is not None:
         rows += prediction_rows(report.pruning.predicted, report.pruning.measured)
         rows += zeros_rows(report.pruning.zeros)
+        rows += [] if report.pruning.measured else [("beside the dense model", "predicted, not measured")]
     if report.latency is not None:
         latency = report.latency
         speed = f"first token {latency.ttft_ms:.1f} ms, decode {latency.decode_tokens_per_s:.1f} tokens/s"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx_ir import external_data
 
 from edgec.graph.store import Store, raw_bytes, shape_of
+from edgec.spec.memory import PLACE_BYTES
 
-_PLACE_BYTES = 8
 Shape = tuple[int, ...]
 
 
@@ -43,7 +43,7 @@ class SparseTensor(ir.LazyTensor):
 
 def pays(numbers: NDArray[Any]) -> bool:
     """Return whether a tensor takes fewer bytes without its zeros: from 67 % of them in float32, 80 % in float16."""
-    return bool(np.count_nonzero(numbers) * (numbers.itemsize + _PLACE_BYTES) < numbers.nbytes)
+    return bool(np.count_nonzero(numbers) * (numbers.itemsize + PLACE_BYTES) < numbers.nbytes)
 
 
 def add(store: Store, name: str, numbers: NDArray[Any], dtype: ir.DataType, shape: Shape) -> SparseTensor:

@@ -69,7 +69,7 @@ def score_channels(
     Raises:
         UsageError: a method that needs statistics has none.
     """
-    if method != "magnitude" and not statistics:
+    if method != "magnitude" and statistics is None:
         raise UsageError(f"{method} scores channels by what samples make of them, and there are no samples")
     channels = find_groups(model)
     total = np.zeros(channels.trace.born)
@@ -121,17 +121,25 @@ def measure_channels(
         CheckpointError: the model cannot be run.
     """
     axes, sums, counts = read_values(model), dict[str, list[Floats]](), dict[str, int]()
+    if not axes:
+        return {}
     for values in run(model, batches, list(axes), threads=threads):
         for name, array in values.items():
             rows = np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1)
             found = [each.sum(axis=1, dtype=np.float64) for each in (rows, np.abs(rows), np.square(rows))]
-            found += [(rows @ rows.T).astype(np.float64)] if products and len(rows) <= _WIDEST else []
+            found += [_products(rows)] if products and len(rows) <= _WIDEST else []
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
             counts[name] = counts.get(name, 0) + rows.shape[1]
-    if axes and not sums:
+    if not sums:
         raise UsageError("there are no samples to run the model on")
     means = {name: [each / counts[name] for each in found] for name, found in sums.items()}
     return {
         name: Statistics(mean, size, np.sqrt(square), both[0] if both else None)
         for name, (mean, size, square, *both) in means.items()
     }
+
+
+def _products(rows: NDArray[np.floating]) -> Floats:
+    """Return the products of channels (channels, places), summed: exactly, as means are taken off them later."""
+    wide = rows.astype(np.float64)
+    return wide @ wide.T

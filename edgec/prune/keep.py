@@ -156,7 +156,7 @@ def _smaller(part: _Part, share: float) -> int:
     if not kept:
         step = f", and the nearest multiple of {part.multiple} is 0" if part.multiple > 1 else ""
         raise PlanError(
-            f"without {share:.0%} of the {part.size} {part.what}, {left:.1f} would be left{step}",
+            f"without {100 * share:.3g} % of the {part.size} {part.what}, {left:.1f} would be left{step}",
             where=part.name,
             hint="remove less, or round to a smaller multiple" if part.multiple > 1 else "remove less",
         )

@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,8 +162,14 @@ def _choices(kind: Any, keys: list[str]) -> tuple[Any, ...]:
     found = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(re.sub(r"\[.*", "", keys[0]))
     if len(keys) > 1:
         return _choices(_struct_of(found), keys[1:])
-    options = (found, *typing.get_args(found))  # the key may be optional, or there are several values
-    return next((typing.get_args(o) for o in options if typing.get_origin(o) is typing.Literal), ())
+    return next((typing.get_args(o) for o in _inside(found) if typing.get_origin(o) is typing.Literal), ())
+
+
+def _inside(kind: Any) -> Iterator[Any]:
+    """Yield a type and those that it is made of: the key may be optional, a list, or have limits."""
+    yield kind
+    for inner in typing.get_args(kind):
+        yield from _inside(inner)
 
 
 def _refuse_unknown_keys(values: dict[str, Any], kind: type, path: Path, prefix: str) -> None:

@@ -41,6 +41,10 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.weight_bytes + self.kv_cache_bytes + self.activation_bytes + self.runtime_bytes
 
 
+PLACE_BYTES = 8
+"""Of each number that a sparse tensor stores."""
+
+
 def estimate(
     decoder: Decoder,
     weights: Storage,
@@ -122,6 +126,14 @@ def storage_bytes(storage: Storage, rows: int, cols: int, scale_bytes: int) -> i
     zero_points = 0 if storage.symmetric else rows * math.ceil(storage.groups(cols) * storage.bits / 8)
     scales = groups + 4 if storage.dtype == "nvfp4" else scale_bytes * groups
     return rows * cols * storage.bits // 8 + scales + zero_points
+
+
+def sparse_bytes(numbers: int, itemsize: int, zeros: float) -> int:
+    """Return the size of a tensor of which a share is zeros, in a file that leaves them out where that is smaller.
+
+    Source: ONNX's SparseTensorProto, which stores an int64 place for each number that is not 0.
+    """
+    return min(numbers * itemsize, math.ceil(numbers * (1 - zeros)) * (itemsize + PLACE_BYTES))
 
 
 def usable_bytes(target: Target) -> float | None:

@@ -27,6 +27,8 @@ def resolve_network(
     backend: str | None,
     calibration: Data | None,
     samples: Samples | None = None,
+    *,
+    rounds: bool = True,
 ) -> NetworkPlan:
     """Return the plan, checked against the target.
 
@@ -37,6 +39,7 @@ def resolve_network(
         backend: one of the target's; None takes its first.
         calibration: what tells the samples apart; None where there are none.
         samples: themselves, for how many channels each layer can spare.
+        rounds: whether anything will be rounded, for which static activations need samples.
 
     Raises:
         PlanError: the target has no such backend, the backend cannot do what the profile asks, the graph holds
@@ -48,7 +51,7 @@ def resolve_network(
     _check_storage(target, profile, limits, chosen)
     _check_operators(network, limits, chosen)
     if calibration is None:
-        _check_samples(profile)
+        _check_samples(profile, rounds=rounds)
     channels, left = _fewer_channels(network, limits, wishes, samples)
     placement = _place(left, limits, wishes, frozenset(wishes.skip))
     is_int8 = wishes.weights == "int8"
@@ -87,8 +90,8 @@ def _fewer_channels(
     return ChannelsPlan(groups, predict(*stored, halved=wishes.weights == "fp16")), left
 
 
-def _check_samples(profile: NetworkProfile) -> None:
-    if profile.wishes.is_static:
+def _check_samples(profile: NetworkProfile, *, rounds: bool) -> None:
+    if rounds and profile.wishes.is_static:
         raise UsageError(
             f"profile '{profile.name}' takes the scales of activations from samples, and none are given",
             where="network.activations",

@@ -4,10 +4,12 @@ import math
 
 import msgspec
 
-from edgec.backends.backend import get_backend
+from edgec.backends.backend import Limits, get_backend
 from edgec.frontends.architecture import Decoder
-from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
-from edgec.spec.operation import operations
+from edgec.prune.pattern import Pattern
+from edgec.quantize.scheme import Scheme
+from edgec.spec.memory import artifact_bytes, other_numbers, sparse_bytes, stored_matrices
+from edgec.spec.operation import Operation, operations
 from edgec.spec.plan import Plan
 from edgec.spec.preflight import preflight
 from edgec.spec.prune_plan import parameters
@@ -38,7 +40,8 @@ class Prediction(msgspec.Struct, frozen=True):
         dense: of the model as it came.
         pruned: of what is left.
         speed: tokens per second of the pruned model over those of the dense one, for short texts: decoding one row
-            waits for memory, so that is the ratio of the bytes that they read.
+            waits for memory, so that is the ratio of the bytes that they read; where sparse kernels may be taken, at
+            most.
     """
 
     dense: Cost
@@ -55,16 +58,14 @@ def predict(dense: Decoder, pruned: Decoder, plan: Plan, target: Target) -> Pred
         plan: of the build.
         target: the device.
     """
-    before, after = (_cost(decoder, plan, target) for decoder in (dense, pruned))
+    before = _cost(dense, msgspec.structs.replace(plan, sparse=None), target)
+    after = _cost(pruned, plan, target)
     return Prediction(before, after, before.bytes_per_token / after.bytes_per_token)
 
 
 def _cost(decoder: Decoder, plan: Plan, target: Target) -> Cost:
     limits = get_backend(plan.backend).LIMITS
-    stored = sum(
-        artifact_bytes(o.storage or "fp32", *o.shape, limits, static=plan.is_static(o.matrix))
-        for o in stored_matrices(decoder, plan.storage_of)
-    )
+    stored = sum(_stored_bytes(o, plan, limits) for o in stored_matrices(decoder, plan.storage_of))
     products = sum(math.prod(o.size) for o in operations(decoder, plan.storage_of) if o.kind == "matmul")
     return Cost(
         parameters=parameters(decoder),
@@ -72,3 +73,15 @@ def _cost(decoder: Decoder, plan: Plan, target: Target) -> Cost:
         operations_per_token=2 * products,
         bytes_per_token=preflight(decoder, plan, target).bytes_per_token,
     )
+
+
+def _stored_bytes(operation: Operation, plan: Plan, limits: Limits) -> int:
+    storage, static = operation.storage or "fp32", plan.is_static(operation.matrix)
+    size = artifact_bytes(storage, *operation.shape, limits, static=static)
+    if plan.sparse is None or operation.matrix not in plan.sparse.matrices or not limits.sparse_files:
+        return size
+    if isinstance(storage, Scheme) and not static:
+        return size  # blocked integers have their 0 in the middle
+    numbers, zeros = math.prod(operation.shape), Pattern.parse(plan.sparse.pattern).sparsity
+    itemsize = 1 if isinstance(storage, Scheme) else size // numbers
+    return size - numbers * itemsize + sparse_bytes(numbers, itemsize, zeros)

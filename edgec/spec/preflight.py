@@ -1,11 +1,14 @@
 """What a plan will run on its target, operation by operation, before anything is built."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from edgec.backends.backend import Limits, get_backend
 from edgec.errors import PlanError
 from edgec.frontends.architecture import Decoder
 from edgec.quantize.scheme import Scheme
+from edgec.spec.exploit import spared_bytes
 from edgec.spec.memory import artifact_bytes
 from edgec.spec.operation import Kernel, Operation, operations
 from edgec.spec.plan import Plan
@@ -39,7 +42,8 @@ class Preflight(msgspec.Struct, frozen=True):
 
     Args:
         rows: one for each operation, in the order of the graph.
-        bytes_per_token: weights read to decode one token, and what fallbacks move, with a full cache.
+        bytes_per_token: weights read to decode one token, by sparse kernels where those may be taken, and what
+            fallbacks move, with a full cache.
         memory_ms_per_token: the time that this takes at the target's memory bandwidth, a lower bound of the time of a
             token; None where the bandwidth is not known.
     """
@@ -56,9 +60,9 @@ class Preflight(msgspec.Struct, frozen=True):
 
 def preflight(decoder: Decoder, plan: Plan, target: Target) -> Preflight:
     """Return the kernels that a plan's operations get on its target."""
-    backend = get_backend(plan.backend)
+    backend, spared = get_backend(plan.backend), spared_bytes(decoder, plan, target)
     rows = tuple(
-        _row(operation, backend.kernel_of(operation, plan, target), plan, backend.LIMITS)
+        _row(operation, backend.kernel_of(operation, plan, target), plan, backend.LIMITS, spared)
         for operation in operations(decoder, plan.storage_of)
     )
     total = sum(row.bytes_per_token for row in rows)
@@ -81,7 +85,7 @@ def refuse_fallbacks(found: Preflight) -> None:
         )
 
 
-def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits) -> Row:
+def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits, spared: Mapping[str, float]) -> Row:
     if operation.kind != "matmul":
         size = f" {operation.size[0]} x {operation.size[1]}" if operation.size else ""
         scores = operation.attention.heads * plan.context_length * limits.activation_bytes if operation.attention else 0
@@ -97,4 +101,9 @@ def _row(operation: Operation, kernel: Kernel, plan: Plan, limits: Limits) -> Ro
     if kernel.read_as is not None:
         extra = 2 * read if isinstance(operation.storage, Scheme) else read - stored
     name = f"{operation.name} {cols} x {rows}"
-    return Row(operation.block, name, kernel.name, stored + extra, kernel.fallback, extra, kernel.caveat)
+    skipped = int(spared.get(operation.matrix, 0))
+    caveat = kernel.caveat or (_SPARSE if skipped else None)
+    return Row(operation.block, name, kernel.name, stored + extra - skipped, kernel.fallback, extra, caveat)
+
+
+_SPARSE = "sparse kernels, which read less, are taken where TensorRT finds them faster"

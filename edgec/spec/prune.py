@@ -32,6 +32,8 @@ class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.parsed.sparsity == 0:
+            raise ValueError(f"{self.pattern} has no zeros")
         if self.parsed.block is not None and self.allocation != "uniform":
             raise ValueError(f'a pattern of {self.pattern} is the same everywhere: allocation = "uniform"')
         if self.allocation == "owl" and not OWL_SPREAD <= self.parsed.sparsity < 1 - OWL_SPREAD:

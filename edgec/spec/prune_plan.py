@@ -6,7 +6,7 @@ from bisect import bisect_left
 import msgspec
 
 from edgec.checkpoint.model import Checkpoint
-from edgec.errors import PlanError
+from edgec.errors import PlanError, UsageError
 from edgec.frontends.architecture import Decoder
 from edgec.frontends.decoder_tensors import expected_shapes
 from edgec.frontends.families import describe
@@ -65,11 +65,13 @@ def resolve_sparse(decoder: Decoder, wishes: Sparse, where: str) -> SparsePlan:
         where: the profile's name, for messages.
 
     Raises:
-        UsageError: a pattern in `skip` matches no matrix.
+        UsageError: a pattern in `skip` matches no matrix, or they match all.
     """
     names = matrix_names(decoder)
     skipped = {name for pattern in wishes.skip for name in matching(pattern, names, f"{where}: sparse.skip")}
     stay = tuple(name for name in names if name not in skipped)
+    if not stay:
+        raise UsageError("no matrix would become sparse", where=f"{where}: sparse.skip", hint="skip fewer")
     return SparsePlan(wishes.pattern, wishes.method, wishes.allocation, stay)
 
 
@@ -78,7 +80,8 @@ def resolve_slim(
 ) -> tuple[SlimPlan, Decoder]:
     """Return the sizes of what stays, and a decoder of these sizes.
 
-    The smallest equal share of all parts is taken with which at least the wanted share of parameters goes.
+    The smallest equal share of all parts is taken with which at least the wanted share of parameters goes, and whose
+    sizes the model's config can say.
 
     Args:
         checkpoint: the model.
@@ -90,27 +93,39 @@ def resolve_slim(
         PlanError: so much cannot go from these parts, or the model's config cannot say what would be left.
     """
     allowed = (1 - wishes.parameters) * parameters(decoder)
-    known: dict[Sizes, Decoder] = {}
-
-    def enough(found: Sizes) -> bool:
-        """Say whether enough goes; what the config cannot say is looked at if it is the first of that kind."""
-        try:
-            known[found] = _of_sizes(checkpoint, decoder, found, ignored)
-        except PlanError:
-            return True
-        return parameters(known[found]) <= allowed
-
     steps, refusal = _steps(decoder, wishes)
-    chosen = bisect_left(steps, True, key=enough)
+    known: dict[int, Decoder | PlanError] = {}
+
+    def found(index: int) -> Decoder | PlanError:
+        if index not in known:
+            try:
+                known[index] = _of_sizes(checkpoint, decoder, steps[index], ignored)
+            except PlanError as error:  # the config cannot say that
+                known[index] = error
+        return known[index]
+
+    def next_known(index: int) -> int:
+        """Return the first of the sizes from `index` on that the config can say."""
+        return next((i for i in range(index, len(steps)) if isinstance(found(i), Decoder)), len(steps))
+
+    def enough(index: int) -> bool:
+        smaller = found(chosen) if (chosen := next_known(index)) < len(steps) else None
+        return not isinstance(smaller, Decoder) or parameters(smaller) <= allowed
+
+    chosen = next_known(bisect_left(range(len(steps)), True, key=enough))
     if chosen == len(steps):
-        raise refusal or PlanError(
-            f"without {' and '.join(wishes.parts)} more than {1 - wishes.parameters:.0%} of the parameters would be "
-            "left",
-            hint="remove less, or from more parts",
-        )
-    found = steps[chosen]
-    smaller = known.get(found) or _of_sizes(checkpoint, decoder, found, ignored)
-    return SlimPlan(found, parameters(smaller), wishes.parts, wishes.importance), smaller
+        refused = [error for error in known.values() if isinstance(error, PlanError)]
+        raise (refused[-1] if refused else None) or refusal or _too_much(wishes)
+    smaller = found(chosen)
+    assert isinstance(smaller, Decoder)
+    return SlimPlan(steps[chosen], parameters(smaller), wishes.parts, wishes.importance), smaller
+
+
+def _too_much(wishes: Slim) -> PlanError:
+    return PlanError(
+        f"without {' and '.join(wishes.parts)} more than {1 - wishes.parameters:.0%} of the parameters would be left",
+        hint="remove less, or from more parts",
+    )
 
 
 def _steps(decoder: Decoder, wishes: Slim) -> tuple[list[Sizes], PlanError | None]:

@@ -8,7 +8,6 @@ import numpy as np
 from edgec.backends.backend import Limits
 from edgec.frontends.architecture import Decoder
 from edgec.quantize.scheme import Scheme
-from edgec.spec.exploit import spared_bytes
 from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
 from edgec.spec.operation import operations
 from edgec.spec.plan import Plan
@@ -45,13 +44,12 @@ def unit_traffic(
     place, rest = _places(units), 0.0
     for column, candidate in enumerate(candidates):
         uniform = uniform_plan(plan, units, candidate)
-        spared = spared_bytes(decoder, uniform, target)
         rest = 0.0
         rows = preflight(decoder, uniform, target).rows
         for operation, row in zip(operations(decoder, uniform.storage_of), rows, strict=True):
             if operation.kind in ("matmul", "lookup"):
                 unit = place.get(operation.matrix, 0)
-                moved[unit, column] += row.bytes_per_token - spared.get(operation.matrix, 0.0)
+                moved[unit, column] += row.bytes_per_token
                 fallen[unit, column] = max(fallen[unit, column], row.fallback is not None)
             else:
                 rest += row.bytes_per_token

@@ -106,8 +106,9 @@ def parse_slim(text: str, base: Slim | None = None) -> Slim:
         usual = {} if base is None else msgspec.structs.asdict(base)
         parts = {"parts": [part.strip() for part in found[2].split(",")]} if found[2] is not None else {}
         return msgspec.convert(usual | {"parameters": float(found[1]) / 100} | parts, Slim)
-    except ValueError as error:  # msgspec's is one, too
-        raise UsageError(f"'{text}' is no shape: {error}", hint=_SLIM) from error
+    except ValueError as error:  # msgspec's is one, too, and says where in the struct
+        why = str(error).partition(" - at `$")[0]
+        raise UsageError(f"'{text}' is no shape: {why}", hint=_SLIM) from error
 
 
 def shapes_of(task: Task) -> list[Shape]:

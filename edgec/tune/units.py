@@ -8,7 +8,6 @@ from edgec.backends.backend import Limits
 from edgec.errors import PlanError, UsageError
 from edgec.frontends.architecture import Decoder
 from edgec.prune.methods import method_of
-from edgec.prune.pattern import Pattern
 from edgec.quantize.algorithms import algorithm_of
 from edgec.quantize.scheme import Scheme
 from edgec.spec.layers import matching, matrix_names
@@ -155,12 +154,9 @@ def candidate(label: str, base: Weights, sparse: Sparse | None = None) -> Candid
     if not plus:
         return Candidate(label, weights)
     try:
-        pattern = Pattern.parse(zeros)
-        Sparse(pattern=zeros)
+        pattern = Sparse(pattern=zeros).parsed
     except ValueError as error:
         raise UsageError(f"'{label}' is no candidate: {error}", hint=_LABELS) from error
-    if pattern.sparsity == 0:
-        raise UsageError(f"'{label}' is no candidate: it has no zeros", hint=f"write {storage}")
     method: Method = "wanda" if sparse is None else sparse.method
     return Candidate(f"{storage}+{pattern}", weights, str(pattern), method)
 

@@ -71,3 +71,14 @@ def test_a_missing_file(tmp_path):
 def test_a_name_is_no_path():
     with pytest.raises(UsageError, match="there is no profile"):
         load_profile("../targets/intel-nuc")
+
+
+def test_a_list_of_names_says_which_there_are(profile):
+    with pytest.raises(UsageError, match="mpl") as error:
+        profile(GOOD + '[slim]\nparameters = 0.2\nparts = ["mpl"]\n')
+    assert error.value.hint == "one of layers, mlp, heads, hidden"
+
+
+def test_zeros_that_are_none(profile):
+    with pytest.raises(UsageError, match="0% has no zeros"):
+        profile(GOOD + '[sparse]\npattern = "0%"\nmethod = "magnitude"\n')

@@ -35,6 +35,7 @@ LIMITS = Limits(
     cache_bytes={"float": 4, "int8": 1},
     static_cache=True,
     soft_caps=True,
+    sparse_files=True,
     footprint=Footprint(
         runtime_bytes=112 << 20,
         float_bytes=4,
