@@ -135,7 +135,7 @@ def test_shapes_shrink_on_every_backend(make, backend, parts):
 def test_both_go_together_and_builds_repeat(make):
     how = '[slim]\nparameters = 0.2\nmultiple = 8\n[sparse]\npattern = "2:4"'
     report, first = make(how, "first", verify=False)
-    assert report.pruning.measured.size_bytes == report.pruning.measured.dense_size_bytes
+    assert report.pruning.measured is None
     _, second = make(how, "second", verify=False)
     assert report.pruning.zeros.share >= 0.5
     assert report.pruning.predicted.pruned.parameters < report.pruning.predicted.dense.parameters

@@ -1,4 +1,4 @@
-"""What a network gains and loses with its channels: EfficientNet-Lite0 in int8, dense and pruned, on two runtimes.
+"""What a network gains and loses with its channels or weights: EfficientNet-Lite0 in int8, dense and pruned.
 
 Every artifact is built by `edgec build`; with `fast = false`, so that nothing but channels differs. All artifacts of a
 runtime are then open in one process and run in turn, and judged on the same pictures.
@@ -40,7 +40,7 @@ weights = "int8"
 smooth = true
 correct_bias = true
 keep_float = 0.0
-{channels}
+{pruning}
 [network.calibration]
 samples = 64
 [network.verify]
@@ -51,7 +51,7 @@ min_snr_db = -300
 
 @dataclass(frozen=True)
 class Case:
-    """One way to prune; a share of 0 is the dense network."""
+    """One way to prune: a share of channels, or zeros in a pattern; without both it is the dense network."""
 
     share: float = 0.0
     of: str = "multiply_adds"
@@ -59,14 +59,19 @@ class Case:
     refit: bool = True
     uniform: bool = False
     multiple: int = 32
+    pattern: str = ""
+    method: str = "sparsegpt"
 
     @property
     def runtimes(self) -> tuple[str, ...]:
-        """Return where it is measured: what decides which channels go changes answers, and hardly times."""
-        return tuple(BACKENDS) if self.importance == "wanda" and self.refit else ("onnxruntime",)
+        """Return where it is measured: what decides which parts go changes answers, and hardly times."""
+        usual = Case(self.share, self.of, uniform=self.uniform, multiple=self.multiple, pattern=self.pattern)
+        return tuple(BACKENDS) if self == usual else ("onnxruntime",)
 
     @property
     def name(self) -> str:
+        if self.pattern:
+            return f"{self.pattern} of the weights stay, {self.method}"
         if not self.share:
             return "dense"
         parts = [f"{100 * self.share:g} % of the {self.of.replace('_', '-')}", self.importance]
@@ -76,10 +81,11 @@ class Case:
 
     @property
     def table(self) -> str:
-        if not self.share:
-            return ""
-        lines = (f"{key} = {json.dumps(value)}" for key, value in asdict(self).items())
-        return "\n".join(["[network.channels]", *lines])
+        name, keys = "channels", ("share", "of", "importance", "refit", "uniform", "multiple")
+        if self.pattern:
+            name, keys = "sparse", ("pattern", "method")
+        lines = (f"{key} = {json.dumps(getattr(self, key))}" for key in keys)
+        return "\n".join([f"[network.{name}]", *lines]) if self.pattern or self.share else ""
 
 
 CASES = (
@@ -93,6 +99,9 @@ CASES = (
     Case(0.25, multiple=8),
     Case(0.125, of="parameters"),
     Case(0.25, of="parameters"),
+    Case(pattern="2:4"),
+    Case(pattern="2:4", method="wanda"),
+    Case(pattern="2:4", method="magnitude"),
 )
 
 
@@ -104,7 +113,7 @@ def build(number: int, case: Case, runtime: str, *, keep: bool) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     BUNDLES.mkdir(parents=True, exist_ok=True)
     profile = BUNDLES / f"{number}.toml"
-    profile.write_text(PROFILE.format(name=case.name, channels=case.table))
+    profile.write_text(PROFILE.format(name=case.name, pruning=case.table))
     data = ["--calibration-data", str(WORK / "data" / f"{NETWORK}.calibration.npz")]
     where = ["--target", TARGET, "--backend", BACKENDS[runtime][0], "--profile", str(profile), "--out", str(out)]
     source = str(WORK / "float" / f"{NETWORK}.onnx")
@@ -152,9 +161,9 @@ def write(rows: list[dict[str, Any]], rounds: int) -> str:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "channels.json").write_text(json.dumps(raw, indent=1) + "\n")
     lines = [
-        "# Fewer channels",
+        "# Fewer channels, fewer weights",
         "",
-        "EfficientNet-Lite0 in int8; nothing was trained after channels went. *Faster* is the dense int8 network's",
+        "EfficientNet-Lite0 in int8; nothing was trained after pruning. *Faster* is the dense int8 network's",
         "time over that of the pruned one on the same runtime, in one process and one thread, whose processor time",
         f"counts: {rounds} rounds of all artifacts in turn; median of pairs and 95 % interval. Other programs may run",
         "beside it, which changes times more than ratios. *Predicted* is what `edgec plan` says: the ratio of the",
