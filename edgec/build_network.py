@@ -110,9 +110,7 @@ def build_network(
         with stage(stages, "compile"):
             say("compile", 0)
             remarks = backend.compile_network(NetworkJob(made.model, left, plan, target), artifact)
-            for name in TEXT_FILES:
-                if name in network.tokenizer_files:
-                    (artifact / name).write_bytes(network.tokenizer_files[name])
+            _write_texts(network, artifact)
         (folder / PLAN).write_bytes(encode_plan(plan))
         not_run = backend.not_run(artifact)
         verification = speed = pruning = None
@@ -146,6 +144,12 @@ def build_network(
         )
         finish(folder, report, network_page(plan, report), plan.source.files, (*_WRITERS, *backend.PACKAGES))
     return report
+
+
+def _write_texts(network: Network, artifact: Path) -> None:
+    for name in TEXT_FILES:
+        if name in network.tokenizer_files:
+            (artifact / name).write_bytes(network.tokenizer_files[name])
 
 
 def _quantize(
@@ -356,5 +360,6 @@ def _race(
     quantized = _quantize(network, target, dense, calibration, folder, say)
     out = folder / ARTIFACT
     out.mkdir()
+    _write_texts(network, out)
     feed, _ = _first(evaluation, network.inputs, 1)
     return race(artifact, NetworkJob(quantized.model, network, dense, target), out, feed)

@@ -121,7 +121,7 @@ def race(artifact: Path, dense: NetworkJob, folder: Path, feed: Batch) -> Beside
     Args:
         artifact: what was built.
         dense: to be compiled for the same backend.
-        folder: an empty one, for that.
+        folder: for that, with the other files of an artifact.
         feed: one sample.
     """
     backend = get_backend(dense.plan.backend)

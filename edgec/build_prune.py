@@ -39,10 +39,9 @@ from edgec.quantize.weights import quantize_weights
 from edgec.report.model import AgainstDense, Zeros
 from edgec.report.model import Pruning as Evidence
 from edgec.spec.exploit import eligible, what_of_zeros
-from edgec.spec.layers import matrix_names
 from edgec.spec.operation import Storage
 from edgec.spec.plan import Plan
-from edgec.spec.prediction import predict
+from edgec.spec.prediction import dense_plan, predict
 from edgec.spec.target import Target
 
 Tick = Callable[[str], object]
@@ -164,37 +163,23 @@ def race(dense: Left, target: Target, plan: Plan, artifact: Path, scratch: Path)
         scratch: a directory for the other one.
     """
     backend, (checkpoint, decoder, _) = get_backend(plan.backend), dense
-    unpruned = _unpruned(plan, decoder)
+    unpruned = dense_plan(plan, decoder)
     folder = scratch / "dense"
     folder.mkdir()
     with Store(scratch / "dense.bin") as store:
         model = dense.graph(plan, ())
-        quantize_weights(model, lambda value, _: _to_nearest(plan.storage_of(matrix_name(value))), store, _ignore)
+        quantize_weights(model, lambda value, _: _to_nearest(unpruned.storage_of(matrix_name(value))), store, _ignore)
         shipped = with_ranges(model, unpruned, _made_up)
         backend.compile_decoder(
             Job(shipped, decoder, unpruned, target, checkpoint.config, checkpoint.tokenizer_files()), folder, _ignore
         )
-    sessions = [backend.open_session(path, "generate", max_length=1 + _NEW) for path in (artifact, folder)]
-    times = paired_ms(*(partial(_decode, session) for session in sessions), pairs=_PAIRS)
+    new = min(_NEW, plan.context_length - 1)
+    sessions = [backend.open_session(path, "generate", max_length=1 + new) for path in (artifact, folder)]
+    times = paired_ms(*(partial(_decode, session, new) for session in sessions), pairs=_PAIRS)
     speed, low, high = ratio_interval(times[:, 1], times[:, 0])
     here, there = (sum(file.stat().st_size for file in path.iterdir()) for path in (artifact, folder))
     shutil.rmtree(folder)
-    return AgainstDense(here, there, speed, low, high, 1e3 * _NEW / float(np.median(times[:, 1])))
-
-
-def _unpruned(plan: Plan, dense: Decoder) -> Plan:
-    """Return the plan of the dense model: what reads integers in some layer does so in all, also in those that went."""
-    static = plan.static
-    if static is not None:
-        kinds = {_kind(name) for name in static.matrices}
-        names = tuple(name for name in matrix_names(dense) if _kind(name) in kinds)
-        static = msgspec.structs.replace(static, matrices=names)
-    return msgspec.structs.replace(plan, slim=None, sparse=None, static=static)
-
-
-def _kind(matrix: str) -> str:
-    """Return "mlp.down" of "layers.7.mlp.down"."""
-    return matrix.split(".", 2)[2]
+    return AgainstDense(here, there, speed, low, high, 1e3 * new / float(np.median(times[:, 1])))
 
 
 def _made_up(parts: Mapping[str, int], _: str) -> dict[str, NDArray[np.float64]]:
@@ -205,10 +190,10 @@ def _to_nearest(storage: Storage) -> Storage:
     return msgspec.structs.replace(storage, algorithm="rtn") if isinstance(storage, Scheme) else storage
 
 
-def _decode(session: Session) -> None:
+def _decode(session: Session, new: int) -> None:
     session.reset(1)
     ids = np.zeros((1, 1), np.int64)
-    for _ in range(_NEW):
+    for _ in range(new):
         ids = session.step(ids)[:, -1].argmax(axis=1)[:, None]
 
 

@@ -277,7 +277,7 @@ class TestCommands:
         where = ("--target", "x86-avx512-vnni", "-o", tmp_path / "b")
         text = " ".join(invoke("build", files / "net.onnx", "--profile", profile(), *data, *where).stdout.split())
         assert "beside the dense network" in text
-        assert "of 4 matrices; ONNX Runtime has no kernels that skip zeros" in text
+        assert "of 4 matrices; this runtime has no kernels that skip zeros" in text
         assert "## Zeros" in (tmp_path / "b" / "report.md").read_text()
         zeros = json.loads((tmp_path / "b" / "report.json").read_text())["pruning"]["zeros"]
         assert zeros["matrices"] == 4

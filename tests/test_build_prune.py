@@ -22,8 +22,10 @@ from edgec.generate.tokenizer import Tokenizer
 from edgec.prune import importance
 from edgec.prune.importance import choose
 from edgec.quantize import sequential
+from edgec.spec.layers import matrix_names
 from edgec.spec.load import load_profile, load_target
 from edgec.spec.plan import resolve
+from edgec.spec.prediction import dense_plan
 
 build_module = import_module("edgec.build")
 STORIES = Path(__file__).parents[1] / "examples/storyteller/data/validation.txt"
@@ -59,12 +61,12 @@ def profile(story_text, tmp_path):
 
 @pytest.fixture
 def make(tiny_llama, profile, tmp_path):
-    def run(how, name="bundle", backend=None, *, verify=True, source=tiny_llama, **more):
+    def run(how, name="bundle", backend=None, *, verify=True, window=32, source=tiny_llama, **more):
         checkpoint, target = open_checkpoint(source), load_target("cpu")
         decoder = describe(checkpoint)
         plan = resolve(checkpoint, decoder, target, load_profile(str(profile(how, **more))), backend)
         tokenizer = Tokenizer.from_files(checkpoint.tokenizer_files())
-        corpus = load_corpus(STORIES, tokenizer, tokens=128, window=32) if verify else None
+        corpus = load_corpus(STORIES, tokenizer, tokens=128, window=window) if verify else None
         out = tmp_path / name
         return build(checkpoint, decoder, target, plan, out, corpus=corpus, say=lambda *_: lambda _: None), out
 
@@ -336,3 +338,20 @@ def test_static_activations_race_the_dense_model_too(make, how):
     assert not report.verification.failures
     if "slim" in how:
         assert measured.size_bytes < 0.9 * measured.dense_size_bytes
+
+
+def test_a_short_context_is_enough_to_race(make, profile):
+    how = f"context_length = 16\n{SPARSE.format('2:4', 'magnitude')}"
+    report, _ = make(how, dtype="fp32", algorithm="", bound=1e30, window=16)
+    assert report.pruning.measured.dense_size_bytes > 0
+
+
+def test_the_dense_model_is_stored_as_what_is_left(tiny_llama, profile):
+    checkpoint, target = open_checkpoint(tiny_llama), load_target("cpu")
+    decoder = describe(checkpoint)
+    how = '[slim]\nparameters = 0.3\nparts = ["layers"]\n[[layers]]\nmatch = "layers.*"\ndtype = "fp32"'
+    plan = resolve(checkpoint, decoder, target, load_profile(str(profile(how))))
+    dense = dense_plan(plan, decoder)
+    assert dense.slim is None
+    assert {dense.storage_of(name) for name in matrix_names(decoder)} == {"fp32"}
+    assert len(plan.layers) < len(matrix_names(decoder))

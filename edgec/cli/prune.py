@@ -129,6 +129,12 @@ def _advice(profile: "Profile", name: str, target: str, out: Path) -> str:
     from edgec.spec.load import list_profiles
 
     build = f"`edgec build {out} --target {target} --profile"
+    changes = ["without quarot, which mixes zeros with other weights"] if "quarot" in profile.transforms else []
+    if profile.sparse is not None and profile.sparse.allocation in ("owl", "sensitivity"):
+        changes.append('with method = "magnitude" and allocation = "global", which find the zeros where they are')
+    if profile.slim is None and changes:
+        changed = f"with a copy of profile {profile.name} {' and '.join(changes)}"
+        return f"next: train it with its zeros held at zero, then {build} FILE` {changed}"
     if profile.slim is None:
         return f"next: train it with its zeros held at zero, then {build} {name}`, which finds them where they are"
     zeros = " with its zeros held at zero" if profile.sparse else ""

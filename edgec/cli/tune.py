@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "slims",
     multiple=True,
     metavar="SHARE[:PARTS]",
-    help="A shape to try beside the dense one: 25%:mlp,heads is without a quarter of the parameters; repeatable.",
+    help="A shape to try beside the profile's: 25%:mlp,heads is without a quarter of the parameters; repeatable.",
 )
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Of text for each unit.")
 @click.option("--search", type=click.Choice(["grid", "bayes"]), help="Search zero points, groups and algorithm too.")

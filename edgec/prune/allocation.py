@@ -11,6 +11,7 @@ import torch
 from edgec.prune.pattern import Pattern
 from edgec.quantize.pieces import check_finite
 from edgec.quantize.threads import one_thread
+from edgec.spec.prune import OWL_SPREAD
 from edgec.tune.solve import minimise
 
 Shares = dict[str, float]
@@ -81,7 +82,7 @@ def outlier_ratio(matrices: Sequence[tuple[torch.Tensor, torch.Tensor]], times: 
     return sum(int((score > times * mean).sum()) for score in _scores(matrices)) / count
 
 
-def owl(ratios: Mapping[str, float], sizes: Mapping[str, int], target: float, lam: float = 0.08) -> Shares:
+def owl(ratios: Mapping[str, float], sizes: Mapping[str, int], target: float, lam: float = OWL_SPREAD) -> Shares:
     """Return less for layers with more outliers: from target - lam to target + lam, with `target` as their mean.
 
     The farthest layer is at one of these ends. The authors' code stretches all over 2 * lam before it centres them,

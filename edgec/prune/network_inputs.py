@@ -17,6 +17,7 @@ from edgec.calibrate.run import run
 from edgec.calibrate.stats import Stats
 from edgec.errors import CheckpointError, UsageError
 from edgec.prune.network_layers import Layer
+from edgec.quantize.threads import one_thread
 
 Floats = NDArray[np.float32]
 
@@ -56,12 +57,19 @@ def measure(
             name, full = layer.name, hessians and has_hessian(layer)
             for seen in _seen(layer, values[names[name]]) if full else [_channels(layer, values[names[name]])]:
                 with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told at the end
-                    more = seen @ seen.transpose(0, 2, 1) if full else np.square(seen).sum(2, dtype=np.float64)
+                    more = _products(seen) if full else np.square(seen).sum(2, dtype=np.float64)
                 sums[name] = sums[name] + more.astype(np.float64)
                 counts[name] += seen.shape[2]
     if not all(counts.values()):
         raise UsageError("there are no samples to run the model on")
     return {layer.name: _stats(layer, sums[layer.name] / counts[layer.name]) for layer in layers}
+
+
+@one_thread()
+def _products(seen: Floats) -> Floats:
+    """Return the products of inputs (groups, inputs, numbers), the same with any number of cores."""
+    rows = torch.from_numpy(np.ascontiguousarray(seen))
+    return np.asarray(torch.matmul(rows, rows.mT).numpy())
 
 
 def _stats(layer: Layer, mean: NDArray[np.float64]) -> list[Stats]:

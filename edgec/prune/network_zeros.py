@@ -35,7 +35,8 @@ def put_zeros(
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """Return a copy of a network whose layers have zeros, and remarks on what could not be done as asked.
 
-    In memory are one weight, the Hessians of some layers (256 MiB of them, or one), and for one batch what these read.
+    In memory are one weight, the Hessians of some layers (256 MiB of them, or one; three times that while they are
+    added up), and for one batch what these read.
 
     Args:
         model: canonical; not changed.

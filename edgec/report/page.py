@@ -80,7 +80,7 @@ def prediction_rows(predicted: Prediction, measured: AgainstDense | None = None)
     if before == after and measured is None:
         return [("predicted", "size, operations and speed of the dense model")]
     size = f"{before.weight_bytes / _MIB:.1f} -> {after.weight_bytes / _MIB:.1f} MiB"
-    speed = f"{predicted.speed:.2f} times that of the dense model"
+    speed = f"{'up to ' if predicted.at_most else ''}{predicted.speed:.2f} times that of the dense model"
     if measured is not None:
         found = f"{measured.dense_size_bytes / _MIB:.1f} -> {measured.size_bytes / _MIB:.1f} MiB"
         size += f" predicted, {found} measured with all files"

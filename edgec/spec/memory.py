@@ -103,7 +103,9 @@ def other_numbers(decoder: Decoder) -> int:
     return sum(math.prod(shape) for name, shape in expected_shapes(decoder).items() if name not in matrices)
 
 
-def artifact_bytes(storage: Storage, rows: int, cols: int, limits: Limits, *, static: bool = False) -> int:
+def artifact_bytes(
+    storage: Storage, rows: int, cols: int, limits: Limits, *, static: bool = False, zeros: float = 0.0
+) -> int:
     """Return the size of a (rows = out, cols = in) weight as a backend writes it, in its own blocks and padded.
 
     Args:
@@ -112,10 +114,15 @@ def artifact_bytes(storage: Storage, rows: int, cols: int, limits: Limits, *, st
         cols: inputs.
         limits: of the backend.
         static: whether the weight is multiplied with integers, as which it keeps one scale per output.
+        zeros: the share of its numbers that are 0.
     """
-    if isinstance(storage, Scheme) and not static:
+    if isinstance(storage, Scheme) and not static:  # blocks have their 0 in the middle
         storage, cols = _written(storage, cols, limits)
-    return storage_bytes(storage, rows, cols, limits.scale_bytes)
+        return storage_bytes(storage, rows, cols, limits.scale_bytes)
+    size = storage_bytes(storage, rows, cols, limits.scale_bytes)
+    itemsize = 1 if isinstance(storage, Scheme) else size // (rows * cols)
+    left_out = rows * cols * itemsize - sparse_bytes(rows * cols, itemsize, zeros)
+    return size - left_out if limits.sparse_files else size
 
 
 def storage_bytes(storage: Storage, rows: int, cols: int, scale_bytes: int) -> int:

@@ -72,7 +72,8 @@ class NetworkSparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _ = self.parsed
+        if self.parsed.sparsity == 0:
+            raise ValueError(f"{self.pattern} has no zeros")
 
     @property
     def parsed(self) -> Pattern:

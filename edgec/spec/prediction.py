@@ -7,8 +7,9 @@ import msgspec
 from edgec.backends.backend import Limits, get_backend
 from edgec.frontends.architecture import Decoder
 from edgec.prune.pattern import Pattern
-from edgec.quantize.scheme import Scheme
-from edgec.spec.memory import artifact_bytes, other_numbers, sparse_bytes, stored_matrices
+from edgec.spec.exploit import eligible
+from edgec.spec.layers import matrix_names
+from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
 from edgec.spec.operation import Operation, operations
 from edgec.spec.plan import Plan
 from edgec.spec.preflight import preflight
@@ -40,13 +41,14 @@ class Prediction(msgspec.Struct, frozen=True):
         dense: of the model as it came.
         pruned: of what is left.
         speed: tokens per second of the pruned model over those of the dense one, for short texts: decoding one row
-            waits for memory, so that is the ratio of the bytes that they read; where sparse kernels may be taken, at
-            most.
+            waits for memory, so that is the ratio of the bytes that they read.
+        at_most: the speed takes all sparse kernels for granted that the runtime may take.
     """
 
     dense: Cost
     pruned: Cost
     speed: float
+    at_most: bool = False
 
 
 def predict(dense: Decoder, pruned: Decoder, plan: Plan, target: Target) -> Prediction:
@@ -58,9 +60,32 @@ def predict(dense: Decoder, pruned: Decoder, plan: Plan, target: Target) -> Pred
         plan: of the build.
         target: the device.
     """
-    before = _cost(dense, msgspec.structs.replace(plan, sparse=None), target)
-    after = _cost(pruned, plan, target)
-    return Prediction(before, after, before.bytes_per_token / after.bytes_per_token)
+    before, after = _cost(dense, dense_plan(plan, dense), target), _cost(pruned, plan, target)
+    skips = bool(eligible(pruned, plan, target))
+    return Prediction(before, after, before.bytes_per_token / after.bytes_per_token, skips)
+
+
+def dense_plan(plan: Plan, dense: Decoder) -> Plan:
+    """Return the plan of the dense model that is stored alike: layers that are gone as the last one that stays.
+
+    Args:
+        plan: that prunes.
+        dense: the model as it came.
+    """
+    last = len(dense.layers) - 1 if plan.slim is None else plan.slim.sizes.layers - 1
+    twins = {name: _in_layer(name, last) for name in matrix_names(dense) if int(name.split(".")[1]) > last}
+    layers = plan.layers | {name: plan.layers[twin] for name, twin in twins.items() if twin in plan.layers}
+    static = plan.static
+    if static is not None:
+        more = tuple(name for name, twin in twins.items() if twin in static.matrices)
+        static = msgspec.structs.replace(static, matrices=(*static.matrices, *more))
+    return msgspec.structs.replace(plan, slim=None, sparse=None, static=static, layers=layers)
+
+
+def _in_layer(matrix: str, layer: int) -> str:
+    """Return "layers.3.mlp.down" for "layers.7.mlp.down" and 3."""
+    first, _, rest = matrix.split(".", 2)
+    return f"{first}.{layer}.{rest}"
 
 
 def _cost(decoder: Decoder, plan: Plan, target: Target) -> Cost:
@@ -76,12 +101,7 @@ def _cost(decoder: Decoder, plan: Plan, target: Target) -> Cost:
 
 
 def _stored_bytes(operation: Operation, plan: Plan, limits: Limits) -> int:
-    storage, static = operation.storage or "fp32", plan.is_static(operation.matrix)
-    size = artifact_bytes(storage, *operation.shape, limits, static=static)
-    if plan.sparse is None or operation.matrix not in plan.sparse.matrices or not limits.sparse_files:
-        return size
-    if isinstance(storage, Scheme) and not static:
-        return size  # blocked integers have their 0 in the middle
-    numbers, zeros = math.prod(operation.shape), Pattern.parse(plan.sparse.pattern).sparsity
-    itemsize = 1 if isinstance(storage, Scheme) else size // numbers
-    return size - numbers * itemsize + sparse_bytes(numbers, itemsize, zeros)
+    sparse = plan.sparse is not None and operation.matrix in plan.sparse.matrices
+    zeros = Pattern.parse(plan.sparse.pattern).sparsity if plan.sparse is not None and sparse else 0.0
+    static = plan.is_static(operation.matrix)
+    return artifact_bytes(operation.storage or "fp32", *operation.shape, limits, static=static, zeros=zeros)

@@ -177,7 +177,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             "quarot" rotates the whole model, "awq" and "smoothquant" scale the inputs of matrices.
         activations: what integer weights are multiplied with; what `runtime.accuracy_level` says by default.
         runtime: how the artifact computes.
-        calibration: the text for algorithms that take one; without it they look at weights alone.
+        calibration: the text that shows what flows through the model; without one, algorithms look at weights alone.
         context_length: the most tokens; the plan takes less where the model has less.
         verify: bounds.
         network: what is wanted of models that are no decoder language models, for which all else here is.

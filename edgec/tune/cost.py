@@ -7,6 +7,7 @@ import numpy as np
 
 from edgec.backends.backend import Limits
 from edgec.frontends.architecture import Decoder
+from edgec.prune.pattern import Pattern
 from edgec.quantize.scheme import Scheme
 from edgec.spec.memory import artifact_bytes, other_numbers, stored_matrices
 from edgec.spec.operation import operations
@@ -24,8 +25,10 @@ def unit_sizes(decoder: Decoder, units: Sequence[Unit], candidates: Sequence[Can
     place = _places(units)
     for column, candidate in enumerate(candidates):
         for operation in stored_matrices(decoder, lambda _: "fp32"):
-            size = artifact_bytes(candidate.storage, *operation.shape, limits)
-            table[place.get(operation.matrix, 0), column] += size
+            unit = place.get(operation.matrix, 0)
+            pattern = candidate.of(units[unit]).pattern
+            zeros = Pattern.parse(pattern).sparsity if pattern else 0.0
+            table[unit, column] += artifact_bytes(candidate.storage, *operation.shape, limits, zeros=zeros)
     return table
 
 

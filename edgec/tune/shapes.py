@@ -121,7 +121,8 @@ def shapes_of(task: Task) -> list[Shape]:
     found = [Shape(task.profile.slim, task.profile, task.plan)]
     for slim in dict.fromkeys(task.slims):
         if slim != task.profile.slim:
-            profile = msgspec.structs.replace(task.profile, slim=slim)
+            # Names of layers may not be there; what is chosen takes the place of their storage in any case.
+            profile = msgspec.structs.replace(task.profile, slim=slim, layers=())
             parts = task.checkpoint, task.decoder, task.target, profile, task.plan.backend, task.ignored
             found.append(Shape(slim, profile, resolve(*parts)))
     for shape in found:

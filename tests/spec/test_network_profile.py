@@ -86,6 +86,7 @@ def test_shipped_profiles(name):
         ("[network.ver", "[network.sparse]\nmethod = 'wanda'\n[network.ver", ["pattern", "network.sparse"]),
         ("[network.ver", "[network.sparse]\npattern = '4:2'\n[network.ver", ["4:2 is no pattern", "network.sparse"]),
         ("[network.ver", "[network.sparse]\npattern = 'half'\n[network.ver", ["is no pattern", "network.sparse"]),
+        ("[network.ver", "[network.sparse]\npattern = '0%'\n[network.ver", ["0% has no zeros", "network.sparse"]),
         (
             "[network.ver",
             "[network.sparse]\npattern = '50%'\nmethod = 'obd'\n[network.ver",
