@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels docs clean
+.PHONY: demo test coverage lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,10 @@ demo: $(STAMP)  ## compile the embedded checkpoint to int8 and let it tell a sto
 	    --eval-text examples/storyteller/data/heldout.txt --out out/demo
 	$(BIN)/edgec run out/demo --prompt 'Once' --max-new-tokens 120
 
-test: lint  ## lint, types, tests with coverage
+test: lint  ## lint, types, tests
+	$(BIN)/pytest --numprocesses auto
+
+coverage: $(STAMP)  ## the same tests, and which lines they run: a third slower
 	$(BIN)/pytest --numprocesses auto --cov --cov-report=term --cov-report=xml
 
 lint: $(STAMP)
