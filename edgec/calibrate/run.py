@@ -168,12 +168,13 @@ def _fits(value: ir.Value, array: NDArray[Any], sizes: dict[str, int]) -> bool:
 
 
 def find_values(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
-    """Return inputs of a graph and outputs of its nodes by their names.
+    """Return inputs and outputs of a graph, some of which may be constants, and outputs of its nodes by their names.
 
     Raises:
         ValueError: there is no such value; those in subgraphs are out of reach.
     """
-    made = {value.name: value for value in (*graph.inputs, *(value for node in graph for value in node.outputs))}
+    computed = (value for node in graph for value in node.outputs)
+    made = {value.name: value for value in (*graph.inputs, *graph.outputs, *computed)}
     if missing := [name for name in names if name not in made]:
         raise ValueError(f"the main graph does not compute {', '.join(missing)}")
     return [made[name] for name in names]

@@ -160,6 +160,17 @@ def test_values_beside_subgraphs():
         observe(model, ["a"], batches)
 
 
+def test_a_constant_may_be_an_output():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["": 23]> g (float[N, 2] x) => (float[N, 2] y, float[2] k) { y = Add (x, k) }',
+        [ir.tensor(np.array([1, 2], np.float32), name="k")],
+    )
+    model.graph.outputs[1] = model.graph.initializers["k"]
+    (made,) = run(model, [{"x": np.zeros((3, 2), np.float32)}])
+    assert made["y"].tolist() == [[1, 2]] * 3
+    assert made["k"].tolist() == [1, 2]
+
+
 def test_a_fixed_batch_is_not_cut():
     model = ir.from_onnx_text(MODEL.replace("batch", "4"), [ir.tensor(a, name=n) for n, a in WEIGHTS.items()])
     assert observe(model, ["y"], BATCHES[:1], budget_bytes=1)["y"].counts.sum() == 4 * 5 * 8
