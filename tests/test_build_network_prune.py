@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from commands import fails, invoke
+from commands import changed, fails, invoke
 from tiny_networks import NETWORKS, Tiny, weights
 
 from edgec.backends.backend import get_backend
@@ -76,12 +76,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def profile(tmp_path):
     def write(channels="", **changes):
-        text = PROFILE.replace("CHANNELS", channels)
-        for old, new in {"MORE": "", **changes}.items():
-            assert old in text
-            text = text.replace(old, new)
-        (tmp_path / "mine.toml").write_text(text)
-        return tmp_path / "mine.toml"
+        return changed(tmp_path / "mine.toml", PROFILE, {"CHANNELS": channels, "MORE": "", **changes})
 
     return write
 

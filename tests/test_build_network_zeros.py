@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from commands import fails, invoke
+from commands import changed, fails, invoke
 from onnx import numpy_helper
 from tiny_networks import NETWORKS, Tiny, weights
 
@@ -87,12 +87,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def profile(tmp_path):
     def write(sparse="", **changes):
-        text = PROFILE.replace("SPARSE", sparse)
-        for old, new in {"MORE": "", **changes}.items():
-            assert old in text
-            text = text.replace(old, new)
-        (tmp_path / "mine.toml").write_text(text)
-        return tmp_path / "mine.toml"
+        return changed(tmp_path / "mine.toml", PROFILE, {"SPARSE": sparse, "MORE": "", **changes})
 
     return write
 

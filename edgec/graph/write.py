@@ -42,8 +42,8 @@ def write_weights(model: ir.Model, folder: Path, tick: Callable[[str], object], 
             else:
                 raw = isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8
                 data = raw_bytes(tensor) if raw else np.asarray(tensor.numpy())
-                if sparse and tensor.dtype.bitwidth >= 8 and pays(data.view(tensor.dtype.numpy())):
-                    numbers = data.view(tensor.dtype.numpy())
+                numbers = data.view(tensor.dtype.numpy()) if sparse and tensor.dtype.bitwidth >= 8 else None
+                if numbers is not None and pays(numbers):
                     value.const_value = add_sparse(store, name, numbers, tensor.dtype, shape)
                 else:
                     value.const_value = store.add(name, data, tensor.dtype, shape)

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edgec.prune.pattern import Pattern
 from edgec.quantize.scheme import Scheme
-from edgec.spec.prune import Method
+from edgec.spec.prune import SparseWishes
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -57,7 +56,7 @@ class Channels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return self.refit or self.importance != "magnitude"
 
 
-class NetworkSparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NetworkSparse(SparseWishes, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Weights of convolutions and products that become 0 before they are rounded; shapes stay.
 
     Args:
@@ -67,22 +66,7 @@ class NetworkSparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         skip: layers that stay dense, by their names as `edgec plan` prints them, or patterns as in a shell.
     """
 
-    pattern: str
-    method: Method = "sparsegpt"
     skip: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.parsed.sparsity == 0:
-            raise ValueError(f"{self.pattern} has no zeros")
-
-    @property
-    def parsed(self) -> Pattern:
-        """The pattern.
-
-        Raises:
-            ValueError: there is no such pattern.
-        """
-        return Pattern.parse(self.pattern)
 
     @property
     def needs_samples(self) -> bool:

@@ -14,7 +14,27 @@ OWL_SPREAD = 0.08
 Part = Literal["layers", "mlp", "heads", "hidden"]
 
 
-class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SparseWishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What both decoders and networks say of weights that become 0."""
+
+    pattern: str
+    method: Method = "sparsegpt"
+
+    def __post_init__(self) -> None:
+        if self.parsed.sparsity == 0:
+            raise ValueError(f"{self.pattern} has no zeros")
+
+    @property
+    def parsed(self) -> Pattern:
+        """The pattern.
+
+        Raises:
+            ValueError: there is no such pattern.
+        """
+        return Pattern.parse(self.pattern)
+
+
+class Sparse(SparseWishes, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Weights inside the layers that become 0; shapes stay.
 
     Args:
@@ -26,29 +46,17 @@ class Sparse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         skip: matrices that stay dense, by patterns as in a shell: `layers.0.*`, `layers.*.mlp.down`.
     """
 
-    pattern: str
-    method: Method = "sparsegpt"
     allocation: Allocation = "uniform"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.parsed.sparsity == 0:
-            raise ValueError(f"{self.pattern} has no zeros")
+        super().__post_init__()
         if self.parsed.block is not None and self.allocation != "uniform":
             raise ValueError(f'a pattern of {self.pattern} is the same everywhere: allocation = "uniform"')
         if self.allocation == "owl" and not OWL_SPREAD <= self.parsed.sparsity < 1 - OWL_SPREAD:
             raise ValueError(
                 f"owl gives layers up to {OWL_SPREAD:.0%} more or less, which {self.pattern} has no room for"
             )
-
-    @property
-    def parsed(self) -> Pattern:
-        """The pattern.
-
-        Raises:
-            ValueError: there is no such pattern.
-        """
-        return Pattern.parse(self.pattern)
 
     @property
     def reads_text(self) -> bool:

@@ -3,6 +3,9 @@
 import torch
 import transformers
 
+from edgec.checkpoint.open import open_checkpoint
+from edgec.frontends.families import describe
+
 SIZES = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -35,3 +38,18 @@ def save_random(kind, folder, **changes):
         for weight in model.parameters():
             weight.copy_(weight + 0.3 * torch.randn_like(weight) if weight.ndim == 1 else 4 * weight)
     model.save_pretrained(folder)
+
+
+def opener(tmp_path_factory, save=save_random):
+    """Return a function that opens a random model, made once for each family and changes, and describes it."""
+    made = {}
+
+    def make(kind, **changes):
+        key = f"{kind}{changes}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            save(kind, folder, **changes)
+            made[key] = open_checkpoint(folder)
+        return made[key], describe(made[key])
+
+    return make

@@ -16,3 +16,12 @@ def fails(*arguments):
     with pytest.raises(EdgecError) as caught:
         invoke(*arguments)
     return caught.value
+
+
+def changed(path, text, changes):
+    """Write a profile with parts of its text replaced, each of which is there; return its path."""
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from msgspec.structs import replace as replace_fields
-from random_models import save_random
+from random_models import opener, save_random
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch_logits import torch_logits
@@ -32,20 +32,12 @@ MORE = {"smollm3": {"num_hidden_layers": 4}}
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-    """Return a function that opens a random model, made once for each family and changes."""
-    made = {}
+    def save(kind, folder, **changes):
+        eps = {} if kind in FIXED else {"rms_norm_eps": 1e-12}  # see `slim` on the epsilon of norms
+        save_random(kind, folder, **{**eps, **MORE.get(kind, {}), **changes})
+        Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
 
-    def make(kind, **changes):
-        key = f"{kind}{changes}"
-        if key not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            eps = {} if kind in FIXED else {"rms_norm_eps": 1e-12}  # see `slim` on the epsilon of norms
-            save_random(kind, folder, **{**eps, **MORE.get(kind, {}), **changes})
-            Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
-            made[key] = open_checkpoint(folder)
-        return made[key], describe(made[key])
-
-    return make
+    return opener(tmp_path_factory, save)
 
 
 def some(generator, size, count):

@@ -5,9 +5,8 @@ from importlib import import_module
 
 import pytest
 from msgspec.structs import replace
-from random_models import save_random
+from random_models import opener
 
-from edgec.checkpoint.open import open_checkpoint
 from edgec.errors import PlanError
 from edgec.frontends.families import describe
 from edgec.prune.keep import Shares, Sizes, first, full, sizes
@@ -21,18 +20,7 @@ from edgec.spec.prune_plan import SlimPlan, parameters, resolve_slim
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-    """Return a function that opens a random model, made once for each family and changes."""
-    made = {}
-
-    def make(kind, **changes):
-        key = f"{kind}{changes}"
-        if key not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            save_random(kind, folder, **changes)
-            made[key] = open_checkpoint(folder)
-        return made[key], describe(made[key])
-
-    return make
+    return opener(tmp_path_factory)
 
 
 def scanned(checkpoint, decoder, wishes):
