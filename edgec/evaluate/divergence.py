@@ -75,14 +75,7 @@ class Accumulator:
         Raises:
             UsageError: the shapes do not fit.
         """
-        if reference.shape != test.shape:
-            raise UsageError(
-                f"logits have shapes {reference.shape} and {test.shape}: the models have different vocabularies"
-            )
-        at_once = max(1, _AT_ONCE // reference.shape[1])
-        for start in range(0, len(reference), at_once):
-            rows = slice(start, start + at_once)
-            self._columns.append(_compare(reference[rows], test[rows], targets[rows]))
+        self._columns.append(compare_tokens(reference, test, targets))
         self._windows.append(np.asarray(windows, np.int64))
 
     def result(self) -> Divergence:
@@ -120,10 +113,32 @@ class Accumulator:
         )
 
 
+def compare_tokens(
+    reference: NDArray[np.float32], test: NDArray[np.float32], targets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return (4, n): both negative log-likelihoods, KL divergence, and whether the most likely tokens are the same.
+
+    Args:
+        reference: logits (n, vocab).
+        test: logits (n, vocab).
+        targets: the tokens that really follow, (n,).
+
+    Raises:
+        UsageError: the shapes do not fit.
+    """
+    if reference.shape != test.shape:
+        raise UsageError(
+            f"logits have shapes {reference.shape} and {test.shape}: the models have different vocabularies"
+        )
+    at_once = max(1, _AT_ONCE // reference.shape[1])
+    pieces = [slice(start, start + at_once) for start in range(0, len(reference), at_once)]
+    columns = [_compare(reference[rows], test[rows], targets[rows]) for rows in pieces]
+    return np.concatenate(columns, axis=1) if columns else np.empty((4, 0))
+
+
 def _compare(
     reference: NDArray[np.float32], test: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return (4, n): both negative log-likelihoods, KL divergence, and whether the most likely tokens are the same."""
     a, a_sum = _centre(reference)
     b, b_sum = _centre(test)
     rows = np.arange(len(targets))

@@ -55,13 +55,16 @@ def measure_network(session: NetworkSession, feed: Feed, *, runs: int = 50, warm
     return NetworkLatency(shapes, runs, p50, p90, p99, 1e3 * runs / float(samples.sum()), tuple(samples.tolist()))
 
 
-def made_up(inputs: tuple[Port, ...], sizes: Mapping[str, int], default: int = 128) -> dict[str, NDArray[np.generic]]:
+def made_up(
+    inputs: tuple[Port, ...], sizes: Mapping[str, int], default: int = 128, batch: int = 1
+) -> dict[str, NDArray[np.generic]]:
     """Return inputs that fit: normal floats, zeros for integers and true for what a mask lets through.
 
     Args:
         inputs: what the network takes.
         sizes: name of an open size -> what it is.
-        default: of open sizes that have no entry; a batch, which is what is called so or else first, has one sample.
+        default: of open sizes that have no entry.
+        batch: samples in a batch, which is an open size that is called so, or else the first, and has no entry.
     """
     rng = np.random.default_rng(0)
     is_named = any(_BATCH in size for port in inputs for size in port.shape if isinstance(size, str))
@@ -71,7 +74,7 @@ def made_up(inputs: tuple[Port, ...], sizes: Mapping[str, int], default: int = 1
         if isinstance(wanted, int):
             return wanted
         is_batch = _BATCH in wanted if is_named else wanted in first
-        return sizes.get(wanted, 1 if is_batch else default)
+        return sizes.get(wanted, batch if is_batch else default)
 
     feed = {}
     for port in inputs:

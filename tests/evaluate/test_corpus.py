@@ -6,7 +6,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import models, pre_tokenizers, processors
 
 from edgec.errors import UsageError
-from edgec.evaluate.corpus import load_corpus, read_text
+from edgec.evaluate.corpus import load_corpus, python_documents, read_text
 from edgec.generate.tokenizer import Tokenizer
 
 BOS, BREAK = 0, 2
@@ -89,3 +89,38 @@ def test_calibration_has_nothing_of_what_evaluation_reads_of_the_text_that_every
     assert len(evaluation) > 300_000
     assert len(calibration) > 150_000
     assert not set(evaluation[:200_000].split(b"\n\n")) & set(calibration.split(b"\n\n"))
+
+
+def test_every_python_carries_its_source():
+    whole = read_text("python-source")
+    assert whole == read_text(Path("python-source"))  # as a command line gives it
+    assert read_text(Path("python-docs")) == read_text("python-docs")
+    assert len(whole) > 1_000_000
+    assert b"def contextmanager(func):" in whole
+    corpus = load_corpus("python-source", words(marks=False), tokens=100, window=10)
+    assert (corpus.name, corpus.sha256) == ("python-source", hashlib.sha256(whole).hexdigest())
+
+
+def test_the_source_is_pythons_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "base64.py").write_text("mine = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not any("mine = 1" in module for module in python_documents("python-source"))
+
+
+def test_topics_do_not_repeat_each_other_and_leave_calibration_alone():
+    topics = python_documents("python-docs")
+    paragraphs = [paragraph for topic in topics for paragraph in dict.fromkeys(topic.split("\n\n"))]
+    assert len(topics) > 50
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert not set(paragraphs) & set(read_text("python-docs", "calibration").decode().split("\n\n"))
+
+
+def test_source_is_for_evaluation_alone():
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_text("python-source", "calibration")
+
+
+def test_a_python_without_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    with pytest.raises(UsageError, match="carries no text"):
+        read_text("python-source")

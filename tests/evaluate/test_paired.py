@@ -5,12 +5,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import special
 from scipy import stats as scipy
 
 from edgec.evaluate.metrics import mae, r2, snr_db, top1
-from edgec.evaluate.paired import _draw, interval, mcnemar
+from edgec.evaluate.paired import _draw, draws, interval, mcnemar, score_limit
 
 
 def test_intervals_are_those_of_the_standard_error():
@@ -82,3 +83,53 @@ def test_mcnemar_by_hand():
     reference, test = np.array(list(product([True, False], repeat=2))).T
     assert mcnemar(reference, test) == 1
     assert mcnemar(np.ones(4, bool), np.zeros(4, bool)) == 0.125
+
+
+def test_the_confidence_decides_the_width():
+    rng = np.random.default_rng(0)
+    reference, test = rng.random((400, 1)), rng.random((400, 1))
+    drawn = draws(reference, test, mae.total)
+    assert interval(reference, test, mae.total) == interval(reference, test, mae.total, confidence=0.95)
+    for confidence in (0.5, 0.95, 0.999):
+        low, high = interval(reference, test, mae.total, confidence=confidence)
+        assert ((low <= drawn) & (drawn <= high)).mean() == pytest.approx(confidence, abs=1 / 2000)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "count", "low", "high"), [(1, 7, 21, -0.517, -0.026), (0, 0, 100, -0.037, 0.037)]
+)
+def test_score_limits_are_tangos(lost, won, count, low, high):
+    """The first as in Fagerland, Lydersen and Laake (2014), the second in closed form: z^2 / (n + z^2)."""
+    found = [score_limit(lost, won, count, level) for level in (0.025, 0.975)]
+    assert found == pytest.approx([low, high], abs=5e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 60), st.floats(0.01, 0.99))
+@example(0, 0, 10, 0.025)
+@example(3, 3, 10, 0.5)
+def test_score_limits_solve_the_score(lost, won, same, level):
+    """With the share of won samples that makes what was seen most likely, found by a search."""
+    count = lost + won + same
+    if not (lost or won or same):
+        return
+    limit = score_limit(lost, won, count, level)
+    assert limit == pytest.approx(-score_limit(won, lost, count, 1 - level), abs=1e-9)
+    if min(1 - limit, 1 + limit) < 1e-6:
+        return
+    at = np.linspace(max(0, -limit) + 1e-9, (1 - limit) / 2 - 1e-9, 200_001)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likely = [special.xlogy(n, p) for n, p in ((lost, at + limit), (won, at), (same, 1 - 2 * at - limit))]
+    best = at[np.argmax(sum(likely))]
+    spread = count * (2 * best + limit * (1 - limit))
+    assert (lost - won - count * limit) / np.sqrt(spread) == pytest.approx(-scipy.norm.ppf(level), abs=0.02)
+
+
+def test_few_samples_without_a_difference_prove_little():
+    assert score_limit(0, 0, 10, 0.95) > 0.2
+    rng = np.random.default_rng(0)
+    passed = sum(
+        score_limit((kinds == 0).sum(), (kinds == 1).sum(), 300, 0.95) < 0.02
+        for kinds in rng.choice(3, (2000, 300), p=[0.04, 0.02, 0.94])
+    )
+    assert passed / 2000 < 0.06  # of models that are worse by the margin

@@ -1,0 +1,121 @@
+"""Run the gate again and again on models whose difference is known, and append what it said to the raw data.
+
+    python bench/gate/campaign.py --condition quiet --minutes 60
+
+Each gate is one line in bench/results/gate/CONDITION.jsonl.gz. A campaign may be interrupted at any time and goes on
+where it stopped: the next gate is one of the case that is furthest from the number that is wanted. `report.py` makes
+the page.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workload import bundle
+
+from edgec.gate.metrics import Measured, values
+from edgec.gate.performance import Raced, run_race
+from edgec.gate.result import overall
+from edgec.gate.settings import Performance
+from edgec.measure.fingerprint import fingerprint
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "gate"
+WORK = HERE.parent / ".work" / "gate"
+
+WANTED = {0: 500, 2: 100, 5: 100, 10: 100}
+"""Per cent of more work -> gates."""
+
+SETTINGS = Performance(threads=1)
+"""What `edgec init-ci` writes: the usual metrics and margins, 60 s, one thread."""
+
+LATENCY = Measured("latency_ms", 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--condition", choices=("quiet", "hog"), required=True, help="hog: another program computes")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{args.condition}.jsonl.gz"
+    done = Counter(record["slower"] for record in read(path))
+    machine = fingerprint()
+    end = time.monotonic() + 60 * args.minutes
+    with _hog() if args.condition == "hog" else _nothing():
+        while time.monotonic() < end and any(done[case] < wanted for case, wanted in WANTED.items()):
+            case = min(WANTED, key=lambda case: done[case] / WANTED[case])
+            number = done[case]
+            start = time.monotonic()
+            raced = _gate(case, 1000 * case + number)
+            line = json.dumps(_record(case, number, time.monotonic() - start, raced, machine))
+            with gzip.open(path, "at") as file:  # a member of its own: an interrupted run loses a line at most
+                file.write(line + "\n")
+            done[case] += 1
+            verdict = overall(raced.findings, raced.void)
+            print(
+                f"{args.condition} +{case} % {done[case]}/{WANTED[case]}: {verdict}, {len(raced.rounds)} rounds",
+                flush=True,
+            )
+
+
+def read(path: Path) -> Iterator[dict]:
+    """Yield the records of a campaign."""
+    if path.is_file():
+        with gzip.open(path, "rt") as file:
+            yield from map(json.loads, file)
+
+
+def _gate(case: int, seed: int) -> Raced:
+    baseline = bundle(WORK, 0)
+    candidate = bundle(WORK, case)
+    return run_race(candidate, baseline, SETTINGS, None, confidence=0.95, seed=seed)
+
+
+def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dict[str, str]) -> dict:
+    """Return one gate: its verdict, its findings, and the mean latency of each turn of each process."""
+    found = {}
+    for finding in (*raced.findings, *(each for each in raced.sentinel)):
+        name = finding.metric + (" sentinel" if finding in raced.sentinel else "")
+        numbers = (finding.estimate, finding.low, finding.high, finding.decided_low, finding.decided_high)
+        found[name] = [finding.verdict, *(None if value is None else round(value, 5) for value in numbers)]
+    return {
+        "slower": case,
+        "number": number,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": overall(raced.findings, raced.void),
+        "void": raced.void,
+        "elapsed_s": round(elapsed_s, 2),
+        "findings": found,
+        "turns_ms": [
+            [[float(f"{value:.4g}") for value in values(process, LATENCY)] for process in each] for each in raced.rounds
+        ],
+        "machine": {key: machine[key] for key in ("cpu_model", "usable_cpus", "kernel", "onnxruntime", "edgec")},
+    }
+
+
+@contextmanager
+def _hog() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+if __name__ == "__main__":
+    main()

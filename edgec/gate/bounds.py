@@ -1,0 +1,62 @@
+"""What quality may lose, and the verdict on an interval of a loss.
+
+Verdicts are one-sided. A gate passes only if every gated finding does: an intersection-union test, which at the plain
+level of each finding wrongly passes a bad candidate no more often than that (Berger, "Multiparameter hypothesis testing
+and acceptance sampling", Technometrics 24, 1982). It fails if any of them does, and so would wrongly fail more often
+the more there are: that side shares the level among them (Bonferroni).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from edgec.gate.result import Finding, judge
+from edgec.gate.settings import QualityBound
+
+Limit = Callable[[float], float]
+"""What the true loss is below with a chance of `level`, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What quality may lose.
+
+    Args:
+        metrics: metric -> what it may lose; others are reported.
+        confidence: of intervals, two-sided; 1 - confidence is how often either verdict of the gate may be wrong.
+        gated: how many findings with a bound there are in all.
+    """
+
+    metrics: Mapping[str, QualityBound]
+    confidence: float
+    gated: int
+
+    def decide(self, finding: Finding, limit: Limit) -> Finding:
+        """Return a finding with its interval and its verdict."""
+        wrong = 1 - self.confidence
+        found = replace(finding, low=limit(wrong / 2), high=limit(1 - wrong / 2))
+        bound = self.metrics.get(finding.metric)
+        if bound is None:
+            return found
+        low, high = limit(wrong / max(1, self.gated)), limit(1 - wrong)
+        return replace(
+            found,
+            decided_low=low,
+            decided_high=high,
+            allowed=allowed(bound),
+            margin=bound.margin,
+            verdict=judge(low, high, allowed(bound), bound.margin),
+        )
+
+    def undecided(self, finding: Finding) -> Finding:
+        """Return a finding that has no interval."""
+        bound = self.metrics.get(finding.metric)
+        if bound is None:
+            return finding
+        return replace(finding, allowed=allowed(bound), margin=bound.margin, verdict="inconclusive")
+
+
+def allowed(bound: QualityBound) -> float:
+    """Return the loss above which the gate fails: the margin, unless the gate file says less."""
+    return bound.margin if bound.allowed is None else bound.allowed

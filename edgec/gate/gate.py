@@ -1,0 +1,122 @@
+"""Judge a candidate by its baseline."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from edgec import __version__
+from edgec.bundle.open import is_network_bundle
+from edgec.errors import UsageError
+from edgec.gate.network_quality import compare_networks
+from edgec.gate.performance import Raced, run_race
+from edgec.gate.quality import compare_decoders, decoder_bounds
+from edgec.gate.result import Finding, GateResult, Subject, overall
+from edgec.gate.settings import ForTarget, GateFile, Performance, Quality
+from edgec.gate.subject import describe
+from edgec.measure.fingerprint import fingerprint
+
+Tick = Callable[[str, int], object]
+_NOTHING = Raced((), (), None, ())
+
+
+def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambda _, __: None) -> GateResult:
+    """Race two bundles, compare what they predict, and judge.
+
+    Args:
+        candidate: the bundle that is judged.
+        baseline: the bundle that it is judged by.
+        file: what is measured, and what may not get worse.
+        tick: told what is done and how often: "round" 1, 2, ...
+
+    Raises:
+        UsageError: the gate file asks for what these bundles cannot do.
+        BundleError: a bundle cannot be read, or crashes.
+        InconclusiveError: a process was killed.
+        MissingRuntimeError: what would run a bundle is not here.
+    """
+    start, started = time.monotonic(), datetime.now(UTC)
+    subjects = describe(candidate), describe(baseline)
+    own = _for_target(file, subjects[0])
+    quality, remarks = _compare(candidate, baseline, file, own, tick)
+    raced = _NOTHING
+    if isinstance(file.performance, Performance):
+        usual = file.performance.metrics
+        bounds = {**(usual or {}), **own.metrics} if usual is not None or own.metrics else None
+        raced = run_race(
+            candidate,
+            baseline,
+            file.performance,
+            bounds,
+            confidence=file.confidence,
+            seed=file.seed,
+            tick=lambda rounds: tick("round", rounds),
+        )
+    findings = (*raced.findings, *quality)
+    return GateResult(
+        verdict=overall(findings, raced.void),
+        candidate=subjects[0],
+        baseline=subjects[1],
+        findings=findings,
+        sentinel=raced.sentinel,
+        void=raced.void,
+        rounds=len(raced.rounds),
+        confidence=file.confidence,
+        elapsed_s=time.monotonic() - start,
+        started=started.isoformat(timespec="seconds"),
+        environment=fingerprint(),
+        remarks=(*_differences(*subjects), *remarks, *raced.remarks),
+        edgec=__version__,
+    )
+
+
+def _compare(
+    candidate: Path, baseline: Path, file: GateFile, own: ForTarget, tick: Tick
+) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Compare what two bundles predict; return findings and remarks."""
+    if not isinstance(file.quality, Quality):
+        return (), ()
+    windows = count(1)
+    kinds = [is_network_bundle(bundle) for bundle in (candidate, baseline)]
+    if kinds[0] != kinds[1]:
+        raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
+    if not kinds[0]:
+        return compare_decoders(
+            candidate,
+            baseline,
+            file.quality,
+            bounds=decoder_bounds(file.quality, own.quality),
+            confidence=file.confidence,
+            tick=lambda _: tick("window", next(windows)),
+        )
+    return compare_networks(
+        candidate,
+        baseline,
+        file.quality,
+        bounds={**(file.quality.metrics or {}), **own.quality},
+        confidence=file.confidence,
+        seed=file.seed,
+        tick=lambda _: tick("batch", next(windows)),
+    )
+
+
+def _for_target(file: GateFile, candidate: Subject) -> ForTarget:
+    if not file.targets:
+        return ForTarget()
+    if candidate.target not in file.targets:
+        raise UsageError(
+            f"the gate file says nothing of the target '{candidate.target}'",
+            where=candidate.path,
+            hint=f"it is for {', '.join(file.targets)}: add [targets.{candidate.target or 'NAME'}]",
+        )
+    return file.targets[candidate.target]
+
+
+def _differences(candidate: Subject, baseline: Subject) -> tuple[str, ...]:
+    """Return what is to be said where the two are not the same model for the same target."""
+    return tuple(
+        f"the {name} differs: {mine or 'unknown'}, baseline {other or 'unknown'}"
+        for name in ("model", "target", "backend", "profile")
+        if (mine := getattr(candidate, name)) != (other := getattr(baseline, name))
+    )

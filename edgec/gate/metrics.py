@@ -1,0 +1,141 @@
+"""What a race tells of a process, by name; names end with their unit."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import msgspec
+import numpy as np
+
+from edgec.errors import UsageError
+from edgec.gate.settings import Bound
+from edgec.gate.statistics import Values
+from edgec.measure.race import Process
+
+BOUNDS = {
+    "ttft_ms": Bound(),
+    "token_ms": Bound(),
+    "tokens_per_s": Bound(),
+    "latency_ms": Bound(),
+    "rows_per_s": Bound(),
+    # What else the disk and the page cache do is in it.
+    "load_ms": Bound(allowed=1.1, margin=1.35),
+    "peak_rss_bytes": Bound(),
+    "size_bytes": Bound(),
+}
+"""What is gated where the gate file names no metrics, as far as the model has it; all else is reported."""
+
+PERCENTILES = (50, 90, 99)
+
+_UNITS = {"ms": "ms", "bytes": "bytes", "per_s": "/s", "mj": "mJ"}
+_TAIL = re.compile(r"(\w+)_p(\d+)_ms")
+# LoadGen's: how sure a percentile has to be, and how many queries may lie beyond it.
+_CONFIDENCE = 0.99
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A metric of one workload.
+
+    Args:
+        name: of the metric.
+        workload: its number; None for what has nothing to do with workloads.
+    """
+
+    name: str
+    workload: int | None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more is better: of rates alone."""
+        return self.name.endswith("_per_s")
+
+    @property
+    def unit(self) -> str:
+        """Of its values."""
+        return next(unit for suffix, unit in _UNITS.items() if self.name.endswith(f"_{suffix}"))
+
+
+def measured(process: Process) -> tuple[Measured, ...]:
+    """Return the metrics that a process tells of, percentiles that its sample is too small for left out."""
+    found = [Measured("load_ms", None), Measured("peak_rss_bytes", None), Measured("size_bytes", None)]
+    for number, turns in enumerate(process.slices):
+        counts = {name: sum(len(turn.samples[name]) for turn in turns) for name in turns[0].samples}
+        names = list(counts)
+        names += [
+            f"{name.removesuffix('_ms')}_p{percentile}_ms"
+            for name, count in counts.items()
+            for percentile in PERCENTILES
+            if count >= sample_size(percentile)
+        ]
+        names.append("tokens_per_s" if "token_ms" in counts else "rows_per_s")
+        if turns[0].energy_j is not None:
+            names.append("energy_mj")
+        found += [Measured(name, number) for name in names]
+    return tuple(found)
+
+
+def values(process: Process, metric: Measured) -> Values:
+    """Return a metric of each turn of a process, of each time that it loaded, or the one value of what it gives once.
+
+    Times of a turn are their mean, energy is for each token or row.
+    """
+    if metric.workload is None:
+        return np.atleast_1d(np.array(getattr(process, metric.name), np.float64))
+    turns = process.slices[metric.workload]
+    if metric.name.endswith("_per_s"):
+        return np.array([turn.work / turn.busy_s for turn in turns])
+    if metric.name == "energy_mj":
+        return np.array([1e3 * (turn.energy_j or 0.0) / turn.work for turn in turns])
+    if tail := _TAIL.fullmatch(metric.name):
+        pooled = np.concatenate([turn.samples[f"{tail[1]}_ms"] for turn in turns])
+        return np.array([np.percentile(pooled, int(tail[2]))])
+    return np.array([np.mean(turn.samples[metric.name]) for turn in turns])
+
+
+@cache
+def sample_size(percentile: int) -> int:
+    """Return how many queries it takes to tell a percentile: 11, 64 and 662 for the 50th, 90th and 99th.
+
+    Source: MLPerf LoadGen, early stopping: with confidence 0.99, of so many queries more than one lies beyond it.
+    """
+    below = percentile / 100
+    count = 2
+    while below**count + count * (1 - below) * below ** (count - 1) > 1 - _CONFIDENCE:
+        count += 1
+    return count
+
+
+def needed(names: Iterable[str]) -> dict[str, int]:
+    """Return how many times a process has to take of each kind, so that these percentiles can be told."""
+    found: dict[str, int] = {}
+    for name in names:
+        if tail := _TAIL.fullmatch(name):
+            kind = f"{tail[1]}_ms"
+            found[kind] = max(found.get(kind, 0), sample_size(int(tail[2])))
+    return found
+
+
+def bounded(known: Sequence[Measured], bounds: dict[str, Bound] | None) -> dict[Measured, Bound]:
+    """Return the metrics that are gated.
+
+    Raises:
+        UsageError: the gate file names one that there is not.
+    """
+    wanted = {name: bound for name, bound in BOUNDS.items() if any(name == each.name for each in known)}
+    if bounds is not None:
+        names = sorted({each.name for each in known})
+        for name in bounds.keys() - set(names):
+            close = difflib.get_close_matches(name, names, 1)
+            raise UsageError(
+                f"the gate file names the metric '{name}', which this model or machine does not give",
+                hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}",
+            )
+        wanted = bounds
+    return {each: wanted[each.name] for each in known if each.name in wanted}
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None in place of what JSON cannot say."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""Race a candidate with its baseline until it is clear whether it is slower, or the time is up.
+
+In each round there are three processes: the candidate, the baseline, and the baseline once more. The candidate is
+compared with the mean of both; the second baseline beside the first is the sentinel.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgec.gate.compare import CANDIDATE, SENTINEL, common, exp, find
+from edgec.gate.looks import Plan, plan_looks
+from edgec.gate.metrics import Measured, bounded, needed
+from edgec.gate.result import Finding, judge
+from edgec.gate.settings import Bound, Performance
+from edgec.measure.race import Course, Round, artifact_bytes, race
+from edgec.measure.workload import Workload
+
+# Processes of a round are there together where so many times the artifact fits into free memory for each.
+_COPIES = 2.5
+
+
+class Raced(msgspec.Struct, frozen=True):
+    """What a race found; see `GateResult`."""
+
+    findings: tuple[Finding, ...]
+    sentinel: tuple[Finding, ...]
+    void: str | None
+    rounds: tuple[Round, ...]
+    remarks: tuple[str, ...] = ()
+
+
+class Judge:
+    """Looks at rounds as they come, and decides metric by metric; a decision is final.
+
+    To fail, a metric has to be worse at a level that all gated metrics share (Bonferroni); to pass, each has to be
+    better at its own, since all must (an intersection-union test).
+
+    Attributes:
+        findings: of all metrics that are gated, as of when they were decided, or else of the last look.
+    """
+
+    def __init__(self, workloads: Sequence[Workload], bounds: dict[str, Bound] | None, alpha: float, seed: int) -> None:
+        """Begin.
+
+        Args:
+            workloads: that are run.
+            bounds: name of a metric -> what it may do; None for the usual ones.
+            alpha: one-sided, of the intervals that are shown, and of all looks of a metric.
+            seed: of the bootstrap.
+        """
+        self.findings: dict[Measured, Finding] = {}
+        self._workloads, self._wanted, self._alpha, self._seed = workloads, bounds, alpha, seed
+        self._bounds: dict[Measured, Bound] = {}
+        self._plans: dict[Measured, Plan] = {}
+
+    def plan(self, rounds: Sequence[Round], most: int) -> None:
+        """Plan the looks from the first rounds; time allows for `most`.
+
+        Raises:
+            UsageError: a bound is on a metric that there is not.
+        """
+        self._bounds = bounded(common(rounds), self._wanted)
+        self._plans = plan_looks(rounds, self._bounds, self._alpha, most)
+
+    def look(self, rounds: Sequence[Round], *, is_last: bool) -> bool:
+        """Look at what is undecided where a look is due; return whether all is decided, or one metric fails."""
+        for metric, plan in self._plans.items():
+            decided = metric in self.findings and self.findings[metric].verdict != "inconclusive"
+            over = plan.looks[-1] < len(rounds)
+            if not (decided or over) and (is_last or len(rounds) in plan.looks):
+                self.findings[metric] = self._judge(rounds, metric, plan, is_last=is_last)
+        verdicts = {finding.verdict for finding in self.findings.values()}
+        open_ = [plan for metric, plan in self._plans.items() if plan.looks[-1] > len(rounds)]
+        undecided = len(self.findings) < len(self._plans) or "inconclusive" in verdicts
+        return "fail" in verdicts or not undecided or not open_
+
+    def reported(self, rounds: Sequence[Round]) -> tuple[Finding, ...]:
+        """Return the metrics that are not gated."""
+        return tuple(
+            find(rounds, metric, CANDIDATE, self._workloads, self._alpha, self._seed)[1]
+            for metric in common(rounds)
+            if metric not in self._bounds
+        )
+
+    def sentinel(self, rounds: Sequence[Round]) -> tuple[Finding, ...]:
+        """Compare the baseline with itself in what is gated; it fails where it is surely other than itself."""
+        level = self._alpha / max(1, len(self._bounds))
+        found = []
+        for metric, bound in self._bounds.items():
+            estimate, finding = find(rounds, metric, SENTINEL, self._workloads, self._alpha, self._seed)
+            low, high = exp(estimate.low(level)), exp(estimate.high(level))
+            differs = (low or 0) > bound.allowed or (high or bound.allowed) < 1 / bound.allowed
+            verdict = "fail" if differs else "pass"
+            changes = {"decided_low": low, "decided_high": high, "allowed": bound.allowed, "verdict": verdict}
+            found.append(msgspec.structs.replace(finding, **changes))
+        return tuple(found)
+
+    def _judge(self, rounds: Sequence[Round], metric: Measured, plan: Plan, *, is_last: bool) -> Finding:
+        estimate, finding = find(rounds, metric, CANDIDATE, self._workloads, self._alpha, self._seed)
+        bound = self._bounds[metric]
+        low = exp(estimate.low(plan.level(len(rounds), self._alpha / len(self._bounds), is_last=is_last)))
+        high = exp(estimate.high(plan.level(len(rounds), self._alpha, is_last=is_last)))
+        return msgspec.structs.replace(
+            finding,
+            decided_low=low,
+            decided_high=high,
+            allowed=bound.allowed,
+            margin=bound.margin,
+            verdict=judge(low or 0.0, float("inf") if high is None else high, bound.allowed, bound.margin),
+        )
+
+
+def run_race(
+    candidate: Path,
+    baseline: Path,
+    wanted: Performance,
+    bounds: dict[str, Bound] | None,
+    *,
+    confidence: float,
+    seed: int,
+    tick: Callable[[int], object] = lambda _: None,
+) -> Raced:
+    """Race two bundles.
+
+    Args:
+        candidate: that is judged.
+        baseline: that it is judged by.
+        wanted: how.
+        bounds: name of a metric -> what it may do; None for the usual ones.
+        confidence: of the intervals that are shown.
+        seed: of what is random.
+        tick: told the number of rounds after each.
+
+    Raises:
+        UsageError: a bound is on a metric that there is not, or the bundles do not take the workloads.
+        BundleError: a bundle cannot be read, or crashes.
+        InconclusiveError: a process was killed.
+        MissingRuntimeError: what would run a bundle is not here.
+    """
+    workloads = tuple(each for grid in wanted.workload for each in grid.workloads())
+    together = _fits(max(artifact_bytes(baseline), artifact_bytes(candidate)))
+    course = Course(
+        workloads=workloads,
+        threads=wanted.threads,
+        round_s=wanted.time_limit_s / (wanted.min_rounds + 2),
+        at_least=needed(bounds or ()),
+        together=together,
+        seed=seed,
+    )
+    remarks = () if together else ("memory is short: each process ran alone, not in turn with the others",)
+    judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
+    rounds, void = follow(race((baseline, baseline, candidate), course), judging, wanted, tick=tick)
+    if void:
+        return Raced((), (), void, rounds, remarks)
+    findings = (*judging.findings.values(), *judging.reported(rounds))
+    sentinel = judging.sentinel(rounds)
+    return Raced(findings, sentinel, _unsteady(sentinel), rounds, remarks)
+
+
+def follow(
+    rounds: Iterable[Round],
+    judging: Judge,
+    wanted: Performance,
+    *,
+    tick: Callable[[int], object] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[tuple[Round, ...], str | None]:
+    """Take rounds until all is decided or the time is up; return them, and why they count for nothing if so.
+
+    Args:
+        rounds: without end.
+        judging: that looks at them.
+        wanted: how many, and how long.
+        tick: told the number of rounds after each.
+        clock: in seconds.
+    """
+    taken: list[Round] = []
+    start = clock()
+    for each in rounds:
+        taken.append(each)
+        tick(len(taken))
+        round_s = (clock() - start) / len(taken)
+        possible = min(wanted.max_rounds, int(wanted.time_limit_s / round_s)) if round_s else wanted.max_rounds
+        if possible < wanted.min_rounds:
+            return tuple(taken), (
+                f"a round takes {round_s:.1f} s, too long for {wanted.min_rounds} rounds: "
+                f"raise `time_limit_s` to {round_s * (wanted.min_rounds + 1):.0f}"
+            )
+        if len(taken) == wanted.min_rounds:
+            judging.plan(taken, possible)
+        if len(taken) >= wanted.min_rounds and judging.look(taken, is_last=len(taken) >= possible):
+            break
+    return tuple(taken), None
+
+
+def _unsteady(sentinel: Sequence[Finding]) -> str | None:
+    """Return why a run counts for nothing: the baseline differs from itself."""
+    for each in sentinel:
+        if each.verdict == "fail":
+            return (
+                f"the machine is too unsteady: the baseline differs from itself in {each.name}, by a factor of "
+                f"{each.estimate:.3f} ({each.decided_low:.3f} to {each.decided_high:.3f})"
+            )
+    return None
+
+
+def _fits(size: int) -> bool:
+    """Say whether three processes with a model of that size each have room at once."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return True
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    return 3 * _COPIES * size < free

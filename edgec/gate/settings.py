@@ -1,0 +1,163 @@
+"""The gate file: what is measured, and what of it may not get worse."""
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from edgec.errors import UsageError
+from edgec.measure.workload import Scenario, Workload
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Ratio = Annotated[float, msgspec.Meta(ge=1, le=1000)]
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Bound(_Table, frozen=True, kw_only=True):
+    """What a metric may do, as a ratio to the baseline above which it is worse.
+
+    Args:
+        allowed: the gate fails when the metric is surely worse than that.
+        margin: it passes when the metric is surely better than that.
+    """
+
+    allowed: _Ratio = 1.02
+    margin: _Ratio = 1.05
+
+    def __post_init__(self) -> None:
+        if self.margin <= self.allowed:
+            raise ValueError(f"`margin` ({self.margin}) must be above `allowed` ({self.allowed})")
+
+
+class Grid(_Table, frozen=True, kw_only=True):
+    """Workloads of one scenario: every prompt length with every number of new tokens; see `Workload`."""
+
+    scenario: Scenario = "single-stream"
+    prompt_tokens: _Count | tuple[_Count, ...] = 128
+    new_tokens: _Count | tuple[_Count, ...] = 32
+    batch: _Count = 1
+    rate_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    sizes: dict[str, _Count] = {}
+
+    def __post_init__(self) -> None:
+        self.workloads()  # a file that asks for the impossible is refused where it is read
+
+    def workloads(self) -> tuple[Workload, ...]:
+        """Return the workloads of the grid."""
+        prompts, news = ((each,) if isinstance(each, int) else each for each in (self.prompt_tokens, self.new_tokens))
+        if not (prompts and news):
+            raise ValueError("`prompt_tokens` and `new_tokens` name at least one length")
+        return tuple(
+            Workload(
+                scenario=self.scenario,
+                prompt_tokens=prompt,
+                new_tokens=new,
+                batch=self.batch,
+                rate_per_s=self.rate_per_s,
+                sizes=self.sizes,
+            )
+            for prompt, new in product(prompts, news)
+        )
+
+
+class Performance(_Table, frozen=True, kw_only=True):
+    """How the race is run.
+
+    Args:
+        threads: of the runtimes; left out, it is their choice. On shared machines one thread is far steadier: all
+            processes of a round then run on the same CPU.
+        time_limit_s: rounds end when it is reached; what is undecided then is inconclusive.
+        min_rounds: of fresh processes, before anything is decided.
+        max_rounds: of fresh processes.
+        workload: what is run.
+        metrics: name -> what it may do; left out, the usual ones (`edgec/gate/metrics.py`).
+    """
+
+    threads: _Count | None = None
+    time_limit_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    min_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 6
+    max_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 60
+    workload: tuple[Grid, ...] = (Grid(),)
+    metrics: dict[str, Bound] | None = None
+
+
+class QualityBound(_Table, frozen=True, kw_only=True):
+    """What quality may lose.
+
+    Args:
+        margin: the gate passes when the loss is surely smaller than that: a ratio of perplexities, nats of KL
+            divergence, or a share of right answers.
+        allowed: it fails when the loss is surely larger than that.  [default: the margin]
+    """
+
+    margin: Annotated[float, msgspec.Meta(ge=0)]
+    allowed: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.allowed is not None and self.allowed > self.margin:
+            raise ValueError(f"`allowed` ({self.allowed}) is at most `margin` ({self.margin})")
+
+
+class Quality(_Table, frozen=True, kw_only=True):
+    """What quality is measured on.
+
+    Args:
+        texts: of decoders: files, "python-docs" (prose) or "python-source" (code). Each is judged for itself, so that
+            what was calibrated on one shows on another.
+        tokens: of each text.
+        window: tokens in a context.
+        data: of other models: samples, as for `edgec eval --eval-data`; each is judged for itself.
+        samples: of each.
+        metrics: name -> what it may lose. Of decoders `perplexity_ratio`, `mean_kl` and `top1_disagreement`; of other
+            models those of `edgec eval --metric`.
+    """
+
+    texts: tuple[str, ...] = ("python-docs", "python-source")
+    tokens: Annotated[int, msgspec.Meta(ge=2)] = 20_000
+    window: Annotated[int, msgspec.Meta(ge=2)] = 512
+    data: tuple[str, ...] = ()
+    samples: _Count = 512
+    metrics: dict[str, QualityBound] | None = None
+
+
+class ForTarget(_Table, frozen=True, kw_only=True):
+    """Bounds for bundles of one target, in place of those of the same name."""
+
+    metrics: dict[str, Bound] = {}
+    quality: dict[str, QualityBound] = {}
+
+
+class GateFile(_Table, frozen=True, kw_only=True):
+    """A gate.
+
+    Args:
+        confidence: of the intervals.
+        seed: of what is random: the order of turns, texts, arrivals, and the bootstrap.
+        performance: None, by `performance = false`, for no race.
+        quality: None, by `quality = false`, for no evaluation.
+        targets: target -> bounds of its own. If there are any, bundles for other targets are refused.
+    """
+
+    confidence: Annotated[float, msgspec.Meta(ge=0.5, lt=1)] = 0.95
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    performance: Performance | bool = Performance()
+    quality: Quality | bool = Quality()
+    targets: dict[str, ForTarget] = {}
+
+
+def read_gate_file(path: Path) -> GateFile:
+    """Read a gate file.
+
+    Raises:
+        UsageError: it cannot be read, or says what no gate can do (with the key).
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=GateFile)
+    except OSError as error:
+        raise UsageError(f"the gate file cannot be read: {error.strerror}", where=str(path)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError(f"the gate file is wrong: {error}", where=str(path), hint="see docs/gates.md") from error

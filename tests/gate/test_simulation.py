@@ -1,0 +1,79 @@
+"""The statistics of the gate, on noise that is known: how often it errs, and how often its intervals hold the truth.
+
+`bench/gate` measures the same on a real machine.
+"""
+
+import numpy as np
+import pytest
+from simulated import rounds
+
+from edgec.gate.performance import Judge, follow
+from edgec.gate.result import overall
+from edgec.gate.settings import Bound, Performance
+from edgec.measure.workload import Workload
+
+WANTED = Performance(max_rounds=40)
+QUIET = {"process": 0.004, "turn": 0.03}
+NOISY = {"process": 0.02, "turn": 0.1}
+
+
+def gates(count, slower, noise, bounds):
+    """Return the verdict, the interval of the latency, and the number of rounds of each of so many gates."""
+    found = []
+    for seed in range(count):
+        judging = Judge((Workload(),), bounds, 0.025, seed)
+        taken, void = follow(rounds(np.random.default_rng(seed), slower, **noise), judging, WANTED, clock=lambda: 0.0)
+        assert void is None
+        (latency,) = (finding for metric, finding in judging.findings.items() if metric.name == "latency_ms")
+        verdict = overall(tuple(judging.findings.values()))
+        found.append((verdict, latency.low, latency.high, len(taken)))
+    return found
+
+
+def share(found, verdict):
+    return sum(each[0] == verdict for each in found) / len(found)
+
+
+@pytest.mark.parametrize("noise", [QUIET, NOISY])
+def test_equal_models_do_not_fail(noise):
+    found = gates(250, 0.0, noise, {"latency_ms": Bound()})
+    assert share(found, "fail") <= 4 / 500
+    assert share(found, "inconclusive") <= 0.05
+    held = np.mean([low <= 1 <= high for _, low, high, _ in found])
+    assert 0.92 <= held <= 0.985  # 250 gates: 0.95 +- 0.014
+
+
+def test_all_metrics_together_do_not_fail_equal_models():
+    found = gates(100, 0.0, QUIET, None)
+    assert share(found, "fail") <= 0.01
+    assert share(found, "inconclusive") <= 0.05
+
+
+@pytest.mark.parametrize(("slower", "power"), [(0.05, 0.8), (0.1, 0.95)])
+@pytest.mark.parametrize("noise", [QUIET, NOISY])
+def test_slower_models_fail(noise, slower, power):
+    found = gates(100, slower, noise, {"latency_ms": Bound()})
+    assert share(found, "fail") >= power
+
+
+def test_a_slowdown_as_large_as_is_allowed_rarely_fails():
+    # The level is that of the hypothesis "at most allowed", one-sided: 0.025, looks and all.
+    found = gates(250, 0.02, NOISY, {"latency_ms": Bound()})
+    assert share(found, "fail") <= 0.05
+
+
+def test_intervals_hold_the_truth_of_slower_models_too():
+    found = gates(250, 0.05, NOISY, {"latency_ms": Bound()})
+    held = np.mean([low <= 1.05 <= high for _, low, high, _ in found])
+    assert 0.9 <= held <= 0.985
+
+
+def test_noise_takes_more_rounds_not_more_alarms():
+    quiet, noisy = (gates(40, 0.0, noise, {"latency_ms": Bound()}) for noise in (QUIET, NOISY))
+    assert np.mean([each[3] for each in noisy]) > 1.5 * np.mean([each[3] for each in quiet])
+
+
+def test_noise_without_end_is_inconclusive():
+    found = gates(40, 0.0, {"process": 0.3, "turn": 0.3}, {"latency_ms": Bound()})
+    assert share(found, "fail") <= 0.05
+    assert share(found, "inconclusive") >= 0.8
