@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test coverage lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels docs clean
+.PHONY: demo test coverage lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels bench-gate docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,8 +58,12 @@ bench-prune:  ## what pruning costs and gains, beside llm-compressor; TEXT is a 
 bench-channels:  ## what a network gains and loses with its channels
 	bash bench/channels/run.sh $(PYTHON)
 
+bench-gate:  ## how often the gate errs; goes on where it stopped. MINUTES for each of quiet and busy
+	bash bench/gate/run.sh $(PYTHON) $(MINUTES)
+
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md
+	$(BIN)/python -m edgec.gate.schema > docs/gate-result.schema.json
 
 clean:
 	rm -rf $(VENV) out bench/.work

@@ -1,0 +1,213 @@
+"""Make the page of a campaign: how often the gate errs, beside what else could be done with the same data.
+
+    python bench/gate/report.py
+
+Reads bench/results/gate/*.jsonl.gz; writes bench/results/gate.md and gate.png. The other ways are given what they are
+used with: (a) a stored number has the baseline's latency of the first gate of the campaign; (b) Mann-Whitney has the
+baseline's turns of the first half of the rounds and the candidate's of the second half, one after the other as in two
+jobs; (c) `pyperf compare_to` has all turns of both, each process as a run.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from campaign import HERE, RESULTS, WANTED, WORK, read
+from scipy.stats import binomtest, mannwhitneyu
+
+PAGE = HERE.parent / "results" / "gate.md"
+BASELINE, SENTINEL, CANDIDATE = range(3)
+THRESHOLD = 1.05
+LEVEL = 0.05
+
+Record = dict
+Alarms = list[bool]
+
+
+def main() -> None:
+    conditions = {path.name.removesuffix(".jsonl.gz"): list(read(path)) for path in sorted(RESULTS.glob("*.jsonl.gz"))}
+    conditions = {name: records for name, records in conditions.items() if records}
+    if not conditions:
+        sys.exit("there is no raw data: run campaign.py first")
+    rows = [row for name, records in conditions.items() for row in _rows(name, records)]
+    lines = ["# The gate's own quality", "", *_words(conditions), "", *_table(rows), "", *_intervals(conditions), ""]
+    PAGE.write_text("\n".join(lines))
+    _plot(rows, PAGE.with_suffix(".png"))
+    print("\n".join(lines))
+
+
+def _rows(condition: str, records: Sequence[Record]) -> list[dict]:
+    """Return a row for each case: how many of its gates, and of the other ways, raise an alarm."""
+    found = []
+    stored = _mean(records[0], (BASELINE,))
+    for case in WANTED:
+        mine = [record for record in records if record["slower"] == case]
+        if not mine:
+            continue
+        ways: dict[str, Alarms] = {
+            "edgec gate": [record["verdict"] == "fail" for record in mine],
+            "stored baseline, 5 %": [_mean(record, (CANDIDATE,)) / stored > THRESHOLD for record in mine],
+            "A then B, Mann-Whitney": [_mann_whitney(record) for record in mine],
+            "pyperf compare_to": _pyperf(mine),
+        }
+        verdicts = [record["verdict"] for record in mine]
+        found.append(
+            {
+                "condition": condition,
+                "slower": case,
+                "gates": len(mine),
+                "alarms": {name: sum(alarms) for name, alarms in ways.items()},
+                "inconclusive": verdicts.count("inconclusive"),
+                "void": sum(record["void"] is not None for record in mine),
+                "seconds": float(np.median([record["elapsed_s"] for record in mine])),
+                "longest": max(record["elapsed_s"] for record in mine),
+            }
+        )
+    return found
+
+
+def _mean(record: Record, variants: Sequence[int]) -> float:
+    return float(np.mean([np.mean(each[variant]) for each in record["turns_ms"] for variant in variants]))
+
+
+def _mann_whitney(record: Record) -> bool:
+    rounds = record["turns_ms"]
+    half = len(rounds) // 2
+    before = np.concatenate([each[BASELINE] for each in rounds[:half]])
+    after = np.concatenate([each[CANDIDATE] for each in rounds[half:]])
+    return bool(mannwhitneyu(after, before, alternative="greater").pvalue < LEVEL)
+
+
+def _pyperf(records: Sequence[Record]) -> Alarms:
+    """Return where pyperf says "slower", of all gates in one call."""
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / "before.json", Path(folder) / "after.json"]
+        for file, variant in zip(files, (BASELINE, CANDIDATE), strict=True):
+            benchmarks = [
+                {
+                    "metadata": {"name": f"gate{number}", "unit": "second", "loops": 1},
+                    "runs": [{"values": [value / 1e3 for value in each[variant]]} for each in record["turns_ms"]],
+                }
+                for number, record in enumerate(records)
+            ]
+            file.write_text(json.dumps({"benchmarks": benchmarks, "version": "1.0"}))
+        command = [
+            str(WORK / "pyperf" / "bin" / "python"),
+            "-m",
+            "pyperf",
+            "compare_to",
+            *map(str, files),
+            "--table",
+            "--table-format",
+            "md",
+            "-v",
+        ]
+        table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    slower = {line.split("|")[1].strip() for line in table.splitlines() if "slower" in line and line.startswith("|")}
+    return [f"gate{number}" in slower for number in range(len(records))]
+
+
+def _words(conditions: dict[str, Sequence[Record]]) -> list[str]:
+    machines = {json.dumps(record["machine"], sort_keys=True) for records in conditions.values() for record in records}
+    about = [", ".join(f"{key} {value}" for key, value in json.loads(machine).items()) for machine in sorted(machines)]
+    return [
+        "A network of 100 equal products (about a millisecond on one core) is gated by itself, and by itself with 2, 5",
+        "and 10 layers more. Usual metrics and margins, one thread, 60 s at most. *hog*: another program computes all",
+        "the time. Gates of all cases take turns. Raw data: `bench/results/gate/*.jsonl.gz` (`make bench-gate`).",
+        "",
+        *(f"Machine: {line}." for line in about),
+    ]
+
+
+def _table(rows: Sequence[dict]) -> list[str]:
+    ways = list(rows[0]["alarms"])
+    head = [
+        "machine",
+        "more work",
+        "gates",
+        *(f"alarms: {way}" for way in ways),
+        "inconclusive",
+        "of these void",
+        "s, median",
+        "s, longest",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        alarms = [_share(count, row["gates"]) for count in row["alarms"].values()]
+        cells = [
+            row["condition"],
+            f"{row['slower']} %",
+            str(row["gates"]),
+            *alarms,
+            _share(row["inconclusive"], row["gates"]),
+        ]
+        lines.append(
+            "| " + " | ".join([*cells, str(row["void"]), f"{row['seconds']:.1f}", f"{row['longest']:.1f}"]) + " |"
+        )
+    return [*lines, "", "In brackets: 95 % intervals of the share (Wilson)."]
+
+
+def _share(count: int, total: int) -> str:
+    low, high = binomtest(count, total).proportion_ci(method="wilson")
+    return f"{count} ({100 * low:.1f} to {100 * high:.1f} %)"
+
+
+def _intervals(conditions: dict[str, Sequence[Record]]) -> list[str]:
+    """Return how often the 95 % intervals of the latency hold the truth: 1, or what all gates of a case say."""
+    lines = [
+        "| machine | more work | true ratio | intervals that hold it | half width, median |",
+        "|---|---|---|---|---|",
+    ]
+    everything = [record for records in conditions.values() for record in records]
+    for case in WANTED:
+        estimates = [
+            record["findings"]["latency_ms"][1]
+            for record in everything
+            if record["slower"] == case
+            if record["findings"]
+        ]
+        if not estimates:
+            continue
+        truth = 1.0 if case == 0 else float(np.exp(np.median(np.log(estimates))))
+        for name, records in conditions.items():
+            found = [r["findings"]["latency_ms"] for r in records if r["slower"] == case if r["findings"]]
+            held = sum(low <= truth <= high for _, _, low, high, *_ in found)
+            width = np.median([np.log(high / low) / 2 for _, _, low, high, *_ in found])
+            lines.append(f"| {name} | {case} % | {truth:.4f} | {_share(held, len(found))} | {100 * width:.2f} % |")
+    return [*lines, "", "The true ratio of equal models is 1; of the others, the median of all gates' estimates."]
+
+
+def _plot(rows: Sequence[dict], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    conditions = sorted({row["condition"] for row in rows}, reverse=True)
+    figure, axes = plt.subplots(1, len(conditions), figsize=(5.5 * len(conditions), 4), sharey=True, squeeze=False)
+    for axis, condition in zip(axes[0], conditions, strict=True):
+        mine = [row for row in rows if row["condition"] == condition]
+        for number, way in enumerate(mine[0]["alarms"]):
+            shares = [100 * row["alarms"][way] / row["gates"] for row in mine]
+            bounds = [binomtest(row["alarms"][way], row["gates"]).proportion_ci(method="wilson") for row in mine]
+            errors = [
+                [share - 100 * bound.low for share, bound in zip(shares, bounds, strict=True)],
+                [100 * bound.high - share for share, bound in zip(shares, bounds, strict=True)],
+            ]
+            places = np.arange(len(mine)) + 0.2 * (number - 1.5)
+            axis.bar(places, shares, 0.2, yerr=np.maximum(errors, 0), capsize=2, label=way)
+        axis.set_xticks(range(len(mine)), [f"+{row['slower']} %\n{row['gates']} gates" for row in mine])
+        axis.set_title(condition)
+        axis.set_xlabel("more work in the candidate")
+    axes[0][0].set_ylabel("alarms, %")
+    axes[0][0].legend(loc="upper left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

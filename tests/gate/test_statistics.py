@@ -1,0 +1,84 @@
+"""Intervals from rounds and turns."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from edgec.gate.statistics import contrasts, hierarchical, noise, quantile
+
+PAIR = np.array([-1.0, 1.0])
+
+
+def rounds(rng, count, turns=8, process=1.0, turn=1.0, shift=0.0):
+    """Return logarithms of two variants; the second is `shift` larger."""
+    shared = rng.normal(0, 5, (count, turns, 1))
+    own = rng.normal(0, process, (count, 1, 2)) + rng.normal(0, turn, (count, turns, 2))
+    return list(shared + own + np.array([0.0, shift]))
+
+
+def test_the_centre_is_the_mean_of_medians_of_turns_without_what_they_share():
+    found = [np.array([[1.0, 1.5], [9.0, 9.5], [4.0, 5.5]]), np.array([[0.0, 0.7], [1.0, 1.7], [2.0, 2.7]])]
+    # Centred, the first round has medians -0.25 and 0.25, the second -0.35 and 0.35.
+    assert contrasts(found, PAIR) == pytest.approx([0.5, 0.7])
+    assert hierarchical(found, PAIR).centre == pytest.approx(0.6)
+
+
+def test_what_all_processes_share_does_not_matter():
+    rng = np.random.default_rng(0)
+    found = rounds(rng, 6)
+    moved = [each + rng.normal(0, 100, (8, 1)) for each in found]
+    assert hierarchical(moved, PAIR).centre == pytest.approx(hierarchical(found, PAIR).centre)
+
+
+@pytest.mark.parametrize(("process", "turn"), [(0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (1.0, 0.3)])
+@pytest.mark.parametrize("count", [6, 15])
+def test_intervals_hold_the_truth(process, turn, count):
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        found = hierarchical(rounds(rng, count, process=process, turn=turn, shift=0.5), PAIR, resamples=1000)
+        held += found.low(0.025) <= 0.5 <= found.high(0.025)
+    assert 0.9 <= held / 200 <= 0.99  # 0.95 +- 0.015
+
+
+def test_spikes_do_not_shift_the_mean_of_two_baselines_beside_one_candidate():
+    rng = np.random.default_rng(2)
+    found = [rng.normal(0, 0.01, (8, 3)) + np.where(rng.random((8, 3)) < 0.2, 0.5, 0.0) for _ in range(400)]
+    centre = contrasts(found, np.array([-0.5, -0.5, 1.0]))
+    assert abs(centre.mean()) < 3 * centre.std() / 20
+
+
+def test_one_value_of_a_process_is_one_turn():
+    rng = np.random.default_rng(3)
+    found = [rng.normal(0, 1, (1, 2)) for _ in range(200)]
+    estimate = hierarchical(found, PAIR)
+    differences = np.array([each[0, 1] - each[0, 0] for each in found])
+    assert estimate.centre == pytest.approx(differences.mean())
+    assert estimate.error == pytest.approx(differences.std(ddof=1) / np.sqrt(200))
+    assert estimate.stretch == pytest.approx(1, abs=0.1)
+
+
+def test_what_never_changes_has_no_error():
+    found = hierarchical([np.array([[2.0, 2.5]])] * 5, PAIR)
+    assert (found.low(1e-6), found.high(1e-6)) == (0.5, 0.5)
+
+
+def test_equals_tell_of_noise_that_the_candidate_happens_not_to_show():
+    found = [np.array([[x, -x, 0.0]]) for x in (1.0, -1.0, 2.0, -2.0, 0.5, -0.5)]
+    contrast, equals = np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0])
+    assert hierarchical(found, contrast).error == 0
+    with_equals = hierarchical(found, contrast, equals)
+    # Two baselines differ by 2x, which has the variance 2; one beside the mean of two has 1.5.
+    assert noise(found, contrast, equals) == pytest.approx(0.75 * np.var([2, -2, 4, -4, 1, -1], ddof=1))
+    assert with_equals.error == pytest.approx(np.sqrt(noise(found, contrast, equals) / 2 / 6))
+    assert with_equals.freedom == 10
+
+
+def test_quantiles_are_those_of_student():
+    assert quantile(5, 0.025) == pytest.approx(t.ppf(0.975, 5))
+    assert quantile(10, 1e-6) == pytest.approx(t.ppf(1 - 1e-6, 10))
+
+
+def test_equal_seeds_give_equal_intervals():
+    found = rounds(np.random.default_rng(4), 6)
+    assert hierarchical(found, PAIR, seed=3) == hierarchical(found, PAIR, seed=3)
