@@ -38,6 +38,8 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     """
     start, started = time.monotonic(), datetime.now(UTC)
     subjects = describe(candidate), describe(baseline)
+    if is_network_bundle(candidate) != is_network_bundle(baseline):
+        raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
     own = _for_target(file, subjects[0])
     quality, remarks = _compare(candidate, baseline, file, own, tick)
     raced = _NOTHING
@@ -78,10 +80,7 @@ def _compare(
     if not isinstance(file.quality, Quality):
         return (), ()
     windows = count(1)
-    kinds = [is_network_bundle(bundle) for bundle in (candidate, baseline)]
-    if kinds[0] != kinds[1]:
-        raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
-    if not kinds[0]:
+    if not is_network_bundle(candidate):
         return compare_decoders(
             candidate,
             baseline,

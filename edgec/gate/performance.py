@@ -56,12 +56,16 @@ class Judge:
         self._bounds: dict[Measured, Bound] = {}
         self._plans: dict[Measured, Plan] = {}
 
-    def plan(self, rounds: Sequence[Round], most: int) -> None:
-        """Plan the looks from the first rounds; time allows for `most`.
+    def check(self, first: Round) -> None:
+        """Make sure, before the time is spent, that there is all that is gated.
 
         Raises:
             UsageError: a bound is on a metric that there is not.
         """
+        bounded(common([first]), self._wanted)
+
+    def plan(self, rounds: Sequence[Round], most: int) -> None:
+        """Plan the looks from the first rounds; time allows for `most`."""
         self._bounds = bounded(common(rounds), self._wanted)
         self._plans = plan_looks(rounds, self._bounds, self._alpha, most)
 
@@ -189,6 +193,8 @@ def follow(
                 f"a round takes {round_s:.1f} s, too long for {wanted.min_rounds} rounds: "
                 f"raise `time_limit_s` to {round_s * (wanted.min_rounds + 1):.0f}"
             )
+        if len(taken) == 1:
+            judging.check(each)
         if len(taken) == wanted.min_rounds:
             judging.plan(taken, possible)
         if len(taken) >= wanted.min_rounds and judging.look(taken, is_last=len(taken) >= possible):

@@ -1,0 +1,203 @@
+"""`edgec gate`: real races of real bundles, with bounds that no noise reaches."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import onnx
+import pytest
+from commands import fails, invoke
+from onnx import TensorProto, helper, numpy_helper
+
+from edgec.errors import BundleError, InconclusiveError, RegressionError, UsageError
+
+STORYTELLER = Path(__file__).parents[2] / "examples/storyteller"
+# Bounds far from 1: what is tested is the command, on any machine. `bench/gate` measures the usual ones.
+RACE = """
+quality = false
+[performance]
+threads = 1
+time_limit_s = 120
+min_rounds = 5
+max_rounds = 8
+[performance.metrics]
+latency_ms = { allowed = 2.0, margin = 3.5 }
+size_bytes = {}
+"""
+QUALITY = f"""
+performance = false
+[quality]
+texts = ["{STORYTELLER / "data/heldout.txt"}"]
+tokens = 4000
+window = 128
+"""
+
+
+def network(path, layers):
+    """Write a network of so many equal products."""
+    weights = numpy_helper.from_array(np.eye(128, dtype=np.float32), "w")
+    names = ["x", *(f"h{layer}" for layer in range(layers - 1)), "y"]
+    nodes = [
+        node
+        for layer in range(layers)
+        for node in (
+            helper.make_node("MatMul", [names[layer], "w"], [f"m{layer}"]),
+            helper.make_node("Relu", [f"m{layer}"], [names[layer + 1]]),
+        )
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 16, 128]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder with bundles of a small network, of one of 20 times the work, and of the storyteller."""
+    folder = tmp_path_factory.mktemp("gate")
+    for name, layers in (("small", 10), ("large", 200)):
+        network(folder / f"{name}.onnx", layers)
+        invoke(
+            "build", folder / f"{name}.onnx", "--target", "cpu", "--profile", "fp32", "--no-verify", "-o", folder / name
+        )
+    for profile in ("int8", "int4"):
+        invoke(
+            "build",
+            STORYTELLER / "checkpoint",
+            "--target",
+            "cpu",
+            "--profile",
+            profile,
+            "--no-verify",
+            "-o",
+            folder / profile,
+        )
+    (folder / "race.toml").write_text(RACE)
+    (folder / "quality.toml").write_text(QUALITY)
+    return folder
+
+
+def gate(files, candidate, baseline, config, *options):
+    return ("gate", files / candidate, "--baseline", files / baseline, "--config", files / config, *options)
+
+
+def findings(result):
+    return {finding["metric"]: finding for finding in result["findings"]}
+
+
+def test_a_bundle_beside_itself_passes(files):
+    done = invoke(*gate(files, "small", "small", "race.toml", "--json"))
+    result = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert result["verdict"] == "pass"
+    assert result["rounds"] >= 5
+    found = findings(result)
+    assert found["size_bytes"]["estimate"] == 1
+    assert 0.3 < found["latency_ms"]["low"] <= found["latency_ms"]["estimate"] <= found["latency_ms"]["high"]
+    assert found["peak_rss_bytes"]["verdict"] == "reported"
+    assert {finding["metric"] for finding in result["sentinel"]} == {"latency_ms", "size_bytes"}
+    assert result["environment"]["cpu_model"]
+
+
+def test_a_slower_bundle_fails_and_reports_are_written_all_the_same(files, tmp_path):
+    reports = [f"--report=junit:{tmp_path / 'j.xml'}", f"--report=sarif:{tmp_path / 's.sarif'}"]
+    with pytest.raises(RegressionError) as caught:
+        invoke(*gate(files, "large", "small", "race.toml", *reports))
+    assert "latency_ms" in str(caught.value)
+    suites = ET.parse(tmp_path / "j.xml").getroot()
+    assert int(suites.get("failures")) >= 1
+    assert json.loads((tmp_path / "s.sarif").read_text())["runs"][0]["results"]
+
+
+def test_what_it_prints_and_its_exit_code(files):
+    command = [sys.executable, "-m", "edgec", *map(str, gate(files, "large", "small", "race.toml"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "latency_ms" in done.stdout
+    assert "fail" in done.stdout
+    assert "the baseline beside itself" in done.stderr
+    assert done.stderr.rstrip().splitlines()[-2].startswith("error: the candidate is worse than the baseline in")
+    assert "Traceback" not in done.stderr
+
+
+def test_quality_alone(files):
+    result = json.loads(invoke(*gate(files, "int8", "int8", "quality.toml", "--json")).stdout)
+    assert result["verdict"] == "pass"
+    assert result["rounds"] == 0
+    assert findings(result)["perplexity_ratio"]["estimate"] == 1
+    (files / "strict.toml").write_text(QUALITY + "[quality.metrics]\nmean_kl = { margin = 0.0001 }\n")
+    with pytest.raises(RegressionError, match="mean_kl"):
+        invoke(*gate(files, "int4", "int8", "strict.toml"))
+
+
+def test_decoders_are_raced_over_a_grid(files, tmp_path):
+    config = tmp_path / "grid.toml"
+    config.write_text("""
+quality = false
+[performance]
+threads = 1
+min_rounds = 5
+max_rounds = 5
+time_limit_s = 300
+[[performance.workload]]
+prompt_tokens = [4, 16]
+new_tokens = 8
+[performance.metrics]
+size_bytes = {}
+""")
+    result = json.loads(invoke(*gate(files, "int8", "int8", config, "--json")).stdout)
+    places = {finding["where"] for finding in result["findings"] if finding["metric"] == "ttft_ms"}
+    assert places == {"4 prompt tokens", "16 prompt tokens"}
+
+
+def test_a_run_without_enough_time_is_inconclusive(files, tmp_path):
+    config = tmp_path / "short.toml"
+    config.write_text(RACE.replace("120", "0.5"))
+    error = fails(*gate(files, "small", "small", config))
+    assert isinstance(error, InconclusiveError)
+    assert error.exit_code == 5
+    assert "raise `time_limit_s`" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline", "text", "kind", "says"),
+    [
+        ("none", "small", RACE, BundleError, "no bundle"),
+        ("small", "none", RACE, BundleError, "no bundle"),
+        ("int8", "small", RACE, UsageError, "decoder"),
+        ("small", "small", RACE.replace("latency_ms", "token_ms"), UsageError, "latency_ms"),
+        ("small", "small", RACE + "[targets.jetson]\n", UsageError, "jetson"),
+        ("small", "small", RACE + "[[performance.workload]]\nsizes = { lenght = 3 }\n", UsageError, "lenght"),
+        ("int8", "int8", RACE + "[[performance.workload]]\nprompt_tokens = 100000\n", UsageError, "takes 1 to"),
+    ],
+)
+def test_what_cannot_be_gated_is_refused(files, tmp_path, candidate, baseline, text, kind, says):
+    config = tmp_path / "gate.toml"
+    config.write_text(text)
+    error = fails("gate", files / candidate, "--baseline", files / baseline, "--config", config)
+    assert error.exit_code == kind.exit_code
+    assert says in str(error)
+
+
+def test_a_damaged_bundle_is_told_by_the_process_that_loads_it(files, tmp_path):
+    shutil.copytree(files / "small", tmp_path / "damaged")
+    for path in (tmp_path / "damaged/artifact").glob("*.onnx"):
+        path.write_bytes(path.read_bytes()[:100])
+    error = fails("gate", tmp_path / "damaged", "--baseline", files / "small", "--config", files / "race.toml")
+    assert error.exit_code == 3
+
+
+@pytest.mark.parametrize("report", ["junit5", "juni", "markdown"])
+def test_reports_that_cannot_be_written_are_refused_before_the_race(files, report):
+    error = fails(*gate(files, "small", "small", "race.toml", "--report", report, "--json"))
+    assert isinstance(error, UsageError)
+
+
+def test_targets_have_bounds_of_their_own(files, tmp_path):
+    config = tmp_path / "gate.toml"
+    config.write_text(RACE + "[targets.cpu.metrics]\nlatency_ms = { allowed = 100.0, margin = 200.0 }\n")
+    result = json.loads(invoke(*gate(files, "small", "small", config, "--json")).stdout)
+    assert findings(result)["latency_ms"]["margin"] == 200

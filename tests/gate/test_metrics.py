@@ -1,0 +1,92 @@
+"""What processes tell of, and what is gated of it."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from edgec.errors import UsageError
+from edgec.gate.metrics import BOUNDS, Measured, bounded, measured, needed, sample_size, values
+from edgec.gate.settings import Bound
+from edgec.measure.query import Slice
+from edgec.measure.race import Process
+
+
+def process(tokens=10, turns=3, **more):
+    slices = tuple(
+        Slice({"ttft_ms": [5.0 + turn], "token_ms": list(np.arange(1.0, tokens + 1) + turn)}, 2.0, tokens, **more)
+        for turn in range(turns)
+    )
+    return Process((30.0, 20.0), 1000, (slices,), 50)
+
+
+def names(process):
+    return [metric.name for metric in measured(process)]
+
+
+def test_sample_sizes_are_those_of_loadgen():
+    assert [sample_size(percentile) for percentile in (50, 90, 99)] == [11, 64, 662]
+
+
+@pytest.mark.parametrize("percentile", [50, 75, 90, 99])
+def test_a_sample_is_as_small_as_its_confidence_allows(percentile):
+    size = sample_size(percentile)
+    beyond = 1 - percentile / 100
+    assert binom.cdf(1, size, beyond) <= 0.01 < binom.cdf(1, size - 1, beyond)
+
+
+def test_tails_are_told_where_the_sample_is_large_enough():
+    assert "token_p50_ms" in names(process(tokens=4))
+    assert "token_p50_ms" not in names(process(tokens=3))
+    assert "token_p90_ms" in names(process(tokens=22))
+    assert "token_p90_ms" not in names(process(tokens=21))
+    assert "token_p99_ms" in names(process(tokens=221))
+    assert "ttft_p50_ms" not in names(process(tokens=221))  # one for each turn
+
+
+def test_values_are_of_turns_loads_or_processes():
+    found = process()
+    assert values(found, Measured("load_ms", None)).tolist() == [30, 20]
+    assert values(found, Measured("size_bytes", None)).tolist() == [50]
+    assert values(found, Measured("token_ms", 0)).tolist() == [5.5, 6.5, 7.5]
+    assert values(found, Measured("tokens_per_s", 0)).tolist() == [5, 5, 5]
+    assert values(found, Measured("token_p50_ms", 0)).tolist() == [6.5]
+
+
+def test_energy_is_told_where_the_machine_tells():
+    assert "energy_mj" not in names(process())
+    found = process(energy_j=0.5)
+    assert values(found, Measured("energy_mj", 0)).tolist() == [50, 50, 50]
+    assert Measured("energy_mj", 0).unit == "mJ"
+
+
+def test_rates_are_better_the_higher():
+    assert Measured("tokens_per_s", 0).higher_is_better
+    assert not Measured("token_ms", 0).higher_is_better
+    assert [Measured(name, 0).unit for name in ("tokens_per_s", "token_ms", "size_bytes")] == ["/s", "ms", "bytes"]
+
+
+def test_without_bounds_the_usual_metrics_are_gated():
+    found = bounded(measured(process(tokens=22)), None)
+    assert {metric.name for metric in found} == {
+        "load_ms",
+        "peak_rss_bytes",
+        "size_bytes",
+        "ttft_ms",
+        "token_ms",
+        "tokens_per_s",
+    }
+    assert found[Measured("load_ms", None)] == BOUNDS["load_ms"]
+
+
+def test_bounds_of_the_gate_file_are_all_there_is():
+    assert bounded(measured(process()), {"token_ms": Bound()}) == {Measured("token_ms", 0): Bound()}
+
+
+def test_bounds_on_what_there_is_not_are_refused():
+    with pytest.raises(UsageError, match="token_ms") as caught:
+        bounded(measured(process()), {"tokn_ms": Bound()})
+    assert "token_ms" in (caught.value.hint or "")
+
+
+def test_gated_percentiles_ask_for_their_sample():
+    assert needed(["token_p99_ms", "token_p90_ms", "ttft_p50_ms", "load_ms"]) == {"token_ms": 662, "ttft_ms": 11}

@@ -1,0 +1,138 @@
+"""How a race is followed: looks, the sentinel, the clock."""
+
+from itertools import count, islice, repeat
+
+import numpy as np
+import pytest
+from simulated import rounds
+
+from edgec.errors import UsageError
+from edgec.gate.compare import common, find
+from edgec.gate.looks import Plan, plan_looks
+from edgec.gate.metrics import Measured
+from edgec.gate.performance import Judge, _unsteady, follow
+from edgec.gate.settings import Bound, Performance
+from edgec.measure.workload import Workload
+
+LATENCY = Measured("latency_ms", 0)
+BOUNDS = {"latency_ms": Bound()}
+WANTED = Performance(max_rounds=40)
+
+
+def judge(bounds=BOUNDS):
+    return Judge((Workload(),), bounds, 0.025, 0)
+
+
+def some(number, slower=0.0, seed=0, **noise):
+    return list(islice(rounds(np.random.default_rng(seed), slower, **noise), number))
+
+
+def test_steady_machines_are_looked_at_once():
+    assert plan_looks(some(6, turn=0.01), {LATENCY: Bound()}, 0.025, 40)[LATENCY] == Plan((6,))
+
+
+def test_noise_is_given_more_rounds_as_far_as_time_allows():
+    noisy = some(6, process=0.05, turn=0.2)
+    looks = plan_looks(noisy, {LATENCY: Bound()}, 0.025, 30)[LATENCY].looks
+    assert looks[0] == 6
+    assert len(looks) == 4
+    assert looks[-1] == 30
+
+
+def test_a_plan_does_not_know_what_the_candidate_does():
+    # The same noise with another candidate: planning by what it says would stop where it happens to look good.
+    plans = [plan_looks(some(6, slower, turn=0.2), {LATENCY: Bound()}, 0.025, 40) for slower in (0.0, 0.5)]
+    assert plans[0] == plans[1]
+
+
+def test_levels_of_looks_add_up_also_where_time_runs_out():
+    plan = Plan((6, 12, 18))
+    early, late = plan.level(6, 0.025, is_last=False), plan.level(18, 0.025, is_last=True)
+    assert early < 0.001 < late < 0.025
+    assert plan.level(6, 0.025, is_last=True) == pytest.approx(0.025)
+    assert plan.level(15, 0.025, is_last=True) == pytest.approx(0.02, abs=0.005)
+
+
+def test_the_clock_ends_a_race():
+    seconds = count(0, 2.5)
+    taken, void = follow(rounds(np.random.default_rng(0), process=0.3), judge(), WANTED, clock=lambda: next(seconds))
+    assert void is None
+    assert len(taken) == 24  # of 2.5 s each, in 60 s
+
+
+def test_rounds_that_take_too_long_decide_nothing():
+    seconds = count(0, 20)
+    taken, void = follow(rounds(np.random.default_rng(0)), judge(), WANTED, clock=lambda: next(seconds))
+    assert len(taken) == 1
+    assert "raise `time_limit_s` to 140" in void
+
+
+def test_a_decision_is_final():
+    judging = judge({"latency_ms": Bound(), "size_bytes": Bound()})
+    taken, _ = follow(rounds(np.random.default_rng(0), process=0.02, turn=0.1), judging, WANTED, clock=lambda: 0.0)
+    found = {metric.name: finding for metric, finding in judging.findings.items()}
+    assert len(taken) > 6
+    assert found["size_bytes"].verdict == "pass"
+    assert found["size_bytes"].estimate == 1
+
+
+def test_one_failure_ends_a_race():
+    judging = judge(None)
+    taken, _ = follow(rounds(np.random.default_rng(0), 0.2), judging, WANTED, clock=lambda: 0.0)
+    assert len(taken) == 6
+    verdicts = {metric.name: finding.verdict for metric, finding in judging.findings.items()}
+    assert verdicts["latency_ms"] == "fail"
+
+
+def test_metrics_that_are_not_gated_are_reported():
+    judging = judge()
+    taken, _ = follow(rounds(np.random.default_rng(0)), judging, WANTED, clock=lambda: 0.0)
+    reported = {finding.metric: finding for finding in judging.reported(taken)}
+    assert {"load_ms", "peak_rss_bytes", "size_bytes", "rows_per_s", "latency_p50_ms"} <= reported.keys()
+    assert all(finding.verdict == "reported" for finding in reported.values())
+
+
+def test_a_baseline_that_differs_from_itself_voids_the_run():
+    judging = judge()
+    # The second baseline is 10 % slower than the first, as if another job began whenever its turn came.
+    made = (
+        (first, slow[2], candidate)
+        for (first, _, candidate), slow in zip(
+            rounds(np.random.default_rng(0)), rounds(np.random.default_rng(1), 0.1), strict=False
+        )
+    )
+    taken, _ = follow(made, judging, WANTED, clock=lambda: 0.0)
+    sentinel = judging.sentinel(taken)
+    assert [finding.verdict for finding in sentinel] == ["fail"]
+    assert "too unsteady: the baseline differs from itself in latency_ms" in _unsteady(sentinel)
+
+
+def test_a_steady_machine_passes_its_sentinel():
+    judging = judge(None)
+    taken, _ = follow(rounds(np.random.default_rng(0)), judging, WANTED, clock=lambda: 0.0)
+    assert _unsteady(judging.sentinel(taken)) is None
+
+
+def test_worse_is_above_one_for_rates_too():
+    taken = some(8, 0.1)
+    _, finding = find(taken, Measured("rows_per_s", 0), 2, (Workload(),), 0.025, 0)
+    assert finding.estimate == pytest.approx(1.1, abs=0.03)
+    assert finding.candidate < finding.baseline
+    assert finding.low < finding.estimate < finding.high
+
+
+def test_what_was_zero_once_is_no_metric():
+    taken = some(3)
+    broken = [(a, b, type(c)(c.load_ms, 0, c.slices, c.size_bytes)) for a, b, c in taken]
+    assert Measured("peak_rss_bytes", None) in common(taken)
+    assert Measured("peak_rss_bytes", None) not in common(broken)
+
+
+def test_bounds_on_unknown_metrics_are_refused_before_a_verdict():
+    with pytest.raises(UsageError, match="latncy_ms"):
+        follow(rounds(np.random.default_rng(0)), judge({"latncy_ms": Bound()}), WANTED, clock=lambda: 0.0)
+
+
+def test_rounds_that_are_all_equal_pass_at_once():
+    taken, void = follow(repeat(some(1)[0]), judge({"size_bytes": Bound()}), WANTED, clock=lambda: 0.0)
+    assert (len(taken), void) == (6, None)
