@@ -1,57 +1,43 @@
-"""`edgec bench`: time a bundle on this machine."""
+"""`edgec bench`: time bundles on this machine."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from edgec.cli._console import json_option, print_json, print_table
-from edgec.errors import MissingRuntimeError, UsageError
+from edgec.cli._console import json_option, print_json, print_table, progress
+from edgec.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from edgec.measure.latency import DecoderLatency
-    from edgec.measure.network import NetworkLatency
+    from edgec.measure.workload import Scenario, Workload
 
-_MIB = 2**20
-
-
-class Benchmark(msgspec.Struct, frozen=True):
-    """What `edgec bench` measures.
-
-    Args:
-        latency: times of the decoder.
-        load_ms: from files to a session that is ready.
-        peak_rss_bytes: of this process, Python included, while it loaded and ran the model.
-        size_bytes: of all files of the artifact.
-        weight_bytes_per_token: weights that the graph reads for each token.
-        read_bandwidth_gb_per_s: what this machine's memory gives.
-        bandwidth_share: of that bandwidth, what decoding uses for weights.
-        environment: the machine and the versions.
-    """
-
-    latency: "DecoderLatency"
-    load_ms: float
-    peak_rss_bytes: int
-    size_bytes: int
-    weight_bytes_per_token: int
-    read_bandwidth_gb_per_s: float
-    bandwidth_share: float
-    environment: dict[str, str]
-
-
-class NetworkBenchmark(msgspec.Struct, frozen=True):
-    """What `edgec bench` measures of a model that is no decoder language model; see `Benchmark`."""
-
-    latency: "NetworkLatency"
-    load_ms: float
-    peak_rss_bytes: int
-    size_bytes: int
-    environment: dict[str, str]
+_PROMPT_TOKENS, _NEW_TOKENS = 128, 64
+_RUNS, _REPEATS = 100, 5
+# With fewer rounds a bootstrap often draws the same round throughout, and intervals have no end.
+_ROUNDS, _FEWEST_ROUNDS = 8, 5
+_COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE...")
+@click.option("--compare", is_flag=True, help="Race several bundles; the others are compared with the first.")
+@click.option(
+    "--scenario",
+    type=click.Choice(["single-stream", "offline", "server"]),
+    help="One query after the other, --batch rows at once, or queries that arrive at random.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    metavar="N",
+    help="Queries that arrive in a second, for --scenario server.",
+)
+@click.option("--batch", type=_COUNT, metavar="N", help="Rows at once, for --scenario offline.  [default: 1]")
+@click.option(
+    "--prompt-tokens", multiple=True, type=_COUNT, metavar="N", help=f"Repeatable.  [default: {_PROMPT_TOKENS}]"
+)
+@click.option("--new-tokens", multiple=True, type=_COUNT, metavar="N", help=f"Repeatable.  [default: {_NEW_TOKENS}]")
 @click.option(
     "--size",
     "sizes",
@@ -59,42 +45,111 @@ class NetworkBenchmark(msgspec.Struct, frozen=True):
     metavar="NAME=N",
     help="A size that a network leaves open; repeatable.  [default: 128]",
 )
-@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Of a network.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: the runtime's choice]")
+@click.option("--runs", type=_COUNT, metavar="N", help=f"Of a network, alone.  [default: {_RUNS}]")
+@click.option("--repeats", type=_COUNT, metavar="N", help=f"Of a decoder, alone.  [default: {_REPEATS}]")
+@click.option(
+    "--rounds", type=_COUNT, metavar="N", help=f"Of fresh processes, in a race or a scenario.  [default: {_ROUNDS}]"
+)
+@click.option("--threads", type=_COUNT, metavar="N", help="[default: the runtime's choice]")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="A .png or .svg of what --compare finds.")
 @json_option
-def command(
-    *,
-    bundle: Path,
-    sizes: tuple[str, ...],
-    runs: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    repeats: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Measure latency, memory and size of BUNDLE on this machine.
+def command(*, bundles: tuple[Path, ...], compare: bool, plot: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure latency, memory and size of bundles on this machine.
 
-    BUNDLE is what `edgec build` made, or any decoder's directory for onnxruntime-genai or openvino_genai. The prompt
+    A BUNDLE is what `edgec build` made, or any decoder's directory for onnxruntime-genai or openvino_genai. The prompt
     is random tokens; decoding is greedy, one row. Other models run on made-up inputs, one sample.
-    """
-    from edgec.bundle.open import find_artifact, is_network_bundle
 
-    artifact = find_artifact(bundle)
-    result: Benchmark | NetworkBenchmark
-    if is_network_bundle(artifact):
-        result = _measure_network(artifact, _sizes(sizes), runs, threads)
-        rows = _network_rows(result)
+    With --compare, a scenario or several lengths, bundles run in turn, in rounds of fresh processes. Energy is
+    measured where the processor tells.
+    """
+    wanted = _Wanted(**options)
+    _check(bundles, plot, wanted, compare=compare)
+    if compare or wanted.races():
+        _race(bundles, plot, wanted, as_json=as_json)
     else:
-        result = _measure(artifact, prompt_tokens, new_tokens, repeats, threads)
-        rows = _rows(result)
+        _alone(bundles[0], wanted, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options that say what is measured; see `command`."""
+
+    scenario: "Scenario | None"
+    rate: float | None
+    batch: int | None
+    prompt_tokens: tuple[int, ...]
+    new_tokens: tuple[int, ...]
+    sizes: tuple[str, ...]
+    runs: int | None
+    repeats: int | None
+    rounds: int | None
+    threads: int | None
+
+    def races(self) -> bool:
+        """Say whether one bundle is measured in fresh processes, as several are."""
+        several = len(self.prompt_tokens) > 1 or len(self.new_tokens) > 1
+        return several or any(each is not None for each in (self.scenario, self.rate, self.batch, self.rounds))
+
+    def workloads(self) -> "tuple[Workload, ...]":
+        from edgec.gate.settings import Grid
+
+        return Grid(
+            scenario=self.scenario or "single-stream",
+            prompt_tokens=tuple(dict.fromkeys(self.prompt_tokens)) or _PROMPT_TOKENS,
+            new_tokens=tuple(dict.fromkeys(self.new_tokens)) or _NEW_TOKENS,
+            batch=self.batch or 1,
+            rate_per_s=self.rate,
+            sizes=_sizes(self.sizes),
+        ).workloads()
+
+
+def _check(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, compare: bool) -> None:
+    """Refuse options that contradict each other."""
+    if compare and len(bundles) < 2:
+        raise UsageError("--compare takes at least two bundles", hint="edgec bench --compare A B")
+    if not compare and len(bundles) > 1:
+        raise UsageError("there are several bundles", hint="edgec bench --compare A B")
+    if compare and (wanted.rounds or _ROUNDS) < _FEWEST_ROUNDS:
+        raise UsageError(f"an interval takes at least {_FEWEST_ROUNDS} rounds", hint="raise --rounds")
+    if plot and not compare:
+        raise UsageError("a plot compares bundles", hint="edgec bench --compare A B --plot FILE")
+    if (wanted.scenario == "server") != (wanted.rate is not None):
+        raise UsageError("--scenario server and --rate belong together", hint="such as --scenario server --rate 5")
+    if wanted.batch is not None and wanted.scenario != "offline":
+        raise UsageError("--batch is for --scenario offline", hint="such as --scenario offline --batch 8")
+    for name in ("runs", "repeats"):
+        if getattr(wanted, name) is not None and (compare or wanted.races()):
+            raise UsageError(f"--{name} is for one bundle alone, without a scenario", hint="--rounds says how often")
+
+
+def _race(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, as_json: bool) -> None:
+    from edgec.bundle.open import is_network_bundle
+    from edgec.cli._bench import show
+    from edgec.gate.formats._file import write_whole
+    from edgec.gate.side_by_side import put_side_by_side
+    from edgec.gate.side_by_side_plot import check_plot, draw
+
+    workloads = wanted.workloads()
+    if (wanted.prompt_tokens or wanted.new_tokens) and is_network_bundle(bundles[0]):
+        raise UsageError(
+            "this model is no decoder language model: it takes no prompt", where=str(bundles[0]), hint="see --size"
+        )
+    if plot:
+        check_plot(plot)
+    if len(bundles) > 1:
+        require("scipy", "gate")
+    rounds = wanted.rounds or _ROUNDS
+    with progress() as bar:
+        step = bar.add_task("round", total=rounds)
+        result = put_side_by_side(
+            bundles, workloads, rounds=rounds, threads=wanted.threads, tick=lambda: bar.update(step, advance=1)
+        )
     if as_json:
         print_json(result)
     else:
-        print_table(("", ""), rows)
+        show(result)
+    if plot:
+        write_whole(plot, draw(result, plot.suffix.lower()), "the plot")
 
 
 def _sizes(settings: tuple[str, ...]) -> dict[str, int]:
@@ -107,101 +162,27 @@ def _sizes(settings: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-def _measure_network(artifact: Path, sizes: dict[str, int], runs: int, threads: int | None) -> NetworkBenchmark:
-    import time
+def _alone(bundle: Path, wanted: _Wanted, *, as_json: bool) -> None:
+    from edgec.bundle.open import find_artifact, is_network_bundle
+    from edgec.cli._bench import decoder_rows, network_rows
+    from edgec.measure.benchmark import Benchmark, NetworkBenchmark, bench_decoder, bench_network
 
-    from edgec.backends.backend import backend_of
-    from edgec.backends.network import read_network_settings
-    from edgec.measure.fingerprint import fingerprint
-    from edgec.measure.memory import peak_rss_bytes, reset_peak_rss
-    from edgec.measure.network import made_up, measure_network
-
-    reset_peak_rss()
-    start = time.perf_counter()
-    backend = backend_of(artifact)
-    _check_runs(backend.not_run(artifact), artifact)
-    session = backend.open_network(artifact, "shipped", threads=threads)
-    load_ms = 1e3 * (time.perf_counter() - start)
-    inputs = read_network_settings(artifact).inputs
-    names = {size for port in inputs for size in port.shape if isinstance(size, str)}
-    if unknown := sorted(sizes.keys() - names):
-        raise UsageError(f"no size is called '{unknown[0]}'", hint=f"open are: {', '.join(sorted(names)) or 'none'}")
-    return NetworkBenchmark(
-        latency=measure_network(session, made_up(inputs, sizes), runs=runs),
-        load_ms=load_ms,
-        peak_rss_bytes=peak_rss_bytes(),
-        size_bytes=sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
-        environment=fingerprint(),
-    )
-
-
-def _check_runs(note: str | None, artifact: Path) -> None:
-    if note:
-        raise MissingRuntimeError(
-            f"there is nothing to time here: {note}",
-            where=str(artifact),
-            hint="time it on the device",
+    artifact = find_artifact(bundle)
+    result: Benchmark | NetworkBenchmark
+    if is_network_bundle(artifact):
+        sizes, runs = _sizes(wanted.sizes), wanted.runs or _RUNS
+        result = bench_network(artifact, sizes=sizes, runs=runs, threads=wanted.threads)
+        rows = network_rows(result)
+    else:
+        result = bench_decoder(
+            artifact,
+            prompt_tokens=next(iter(wanted.prompt_tokens), _PROMPT_TOKENS),
+            new_tokens=next(iter(wanted.new_tokens), _NEW_TOKENS),
+            repeats=wanted.repeats or _REPEATS,
+            threads=wanted.threads,
         )
-
-
-def _network_rows(result: NetworkBenchmark) -> list[tuple[str, str]]:
-    times = result.latency
-    return [
-        *((name, f"{list(shape)}") for name, shape in times.shapes.items()),
-        ("one run, p50 / p90 / p99", f"{times.p50_ms:.2f} / {times.p90_ms:.2f} / {times.p99_ms:.2f} ms"),
-        ("runs", f"{times.runs_per_s:.1f} in a second"),
-        ("load", f"{result.load_ms:.0f} ms"),
-        ("peak memory", f"{result.peak_rss_bytes / _MIB:.0f} MiB"),
-        ("size on disk", f"{result.size_bytes / _MIB:.1f} MiB"),
-        ("machine", f"{result.environment['cpu_model']}, {result.environment['usable_cpus']} CPUs"),
-    ]
-
-
-def _measure(artifact: Path, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None) -> Benchmark:
-    import time
-
-    from edgec.backends.backend import backend_of
-    from edgec.measure.bandwidth import read_bandwidth_gb_per_s
-    from edgec.measure.fingerprint import fingerprint
-    from edgec.measure.latency import measure_decoder
-    from edgec.measure.memory import peak_rss_bytes, reset_peak_rss
-
-    reset_peak_rss()
-    start = time.perf_counter()
-    backend = backend_of(artifact)
-    _check_runs(backend.not_run(artifact), artifact)
-    session = backend.open_session(artifact, "generate", threads=threads, max_length=prompt_tokens + new_tokens)
-    load_ms = 1e3 * (time.perf_counter() - start)
-    latency = measure_decoder(session, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)
-    peak = peak_rss_bytes()
-    weights = backend.weight_bytes_per_token(artifact)
-    bandwidth = read_bandwidth_gb_per_s(threads)
-    return Benchmark(
-        latency=latency,
-        load_ms=load_ms,
-        peak_rss_bytes=peak,
-        size_bytes=sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()),
-        weight_bytes_per_token=weights,
-        read_bandwidth_gb_per_s=bandwidth,
-        bandwidth_share=weights * latency.decode_tokens_per_s / (bandwidth * 1e9),
-        environment=fingerprint(),
-    )
-
-
-def _rows(result: Benchmark) -> list[tuple[str, str]]:
-    times = result.latency
-    return [
-        ("time to first token", f"{times.ttft_ms:.1f} ms ({times.prompt_tokens} prompt tokens)"),
-        ("one token, p50 / p90 / p99", f"{times.p50_ms:.2f} / {times.p90_ms:.2f} / {times.p99_ms:.2f} ms"),
-        ("prefill", f"{times.prefill_tokens_per_s:.1f} tokens/s"),
-        ("decode", f"{times.decode_tokens_per_s:.1f} tokens/s"),
-        ("load", f"{result.load_ms:.0f} ms"),
-        ("peak memory", f"{result.peak_rss_bytes / _MIB:.0f} MiB"),
-        ("size on disk", f"{result.size_bytes / _MIB:.1f} MiB"),
-        ("weights read per token", f"{result.weight_bytes_per_token / _MIB:.1f} MiB"),
-        (
-            "memory bandwidth",
-            f"{result.read_bandwidth_gb_per_s:.1f} GB/s, decoding uses {100 * result.bandwidth_share:.0f} %",
-        ),
-        ("machine", f"{result.environment['cpu_model']}, {result.environment['usable_cpus']} CPUs"),
-    ]
+        rows = decoder_rows(result)
+    if as_json:
+        print_json(result)
+    else:
+        print_table(("", ""), rows)

@@ -25,8 +25,19 @@ _MIB = 2**20
     metavar="FORMAT[:FILE]",
     help="For a CI system: benchmark-action, github, gitlab, json, junit, markdown or sarif; repeatable.",
 )
+@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="Append to it: see `edgec history`.")
+@click.option("--label", default="", help="Of the candidate in the history, such as a commit.")
 @json_option
-def command(*, candidate: Path, baseline: Path, config: Path | None, reports: tuple[str, ...], as_json: bool) -> None:
+def command(
+    *,
+    candidate: Path,
+    baseline: Path,
+    config: Path | None,
+    reports: tuple[str, ...],
+    history: Path | None,
+    label: str,
+    as_json: bool,
+) -> None:
     """Judge CANDIDATE by a baseline: is it slower, larger, or worse?
 
     Both run in turn, in fresh processes, until it is clear or the time is up. Exit code 0: it is not worse; 1: it is;
@@ -34,8 +45,12 @@ def command(*, candidate: Path, baseline: Path, config: Path | None, reports: tu
     """
     from edgec.gate.formats import plain, write_report
     from edgec.gate.gate import run_gate
+    from edgec.gate.history import record_of
+    from edgec.gate.history_file import append
     from edgec.gate.settings import GateFile, read_gate_file
 
+    if history and not label.strip():
+        raise UsageError("a run in a history needs a label", hint="name the commit: --label TEXT")
     require("scipy", "gate")
     file = read_gate_file(config) if config else GateFile()
     wanted = [_report(report, as_json=as_json) for report in reports]
@@ -52,6 +67,8 @@ def command(*, candidate: Path, baseline: Path, config: Path | None, reports: tu
         print_json(plain(result))
     else:
         _show(result)
+    if history:
+        append(history, record_of(result, label))
     if result.verdict == "fail":
         worse = ", ".join(finding.name for finding in result.findings if finding.verdict == "fail")
         raise RegressionError(f"the candidate is worse than the baseline in {worse}", where=str(candidate))
@@ -78,25 +95,23 @@ def _report(report: str, *, as_json: bool) -> tuple[str, Path | None]:
 def _show(result: "GateResult") -> None:
     for remark in result.remarks:
         say(f"note: {remark}")
-    print_table(("metric", "baseline", "candidate", "times as bad", "verdict"), map(_row, result.findings))
+    for group, heading in (("performance", "times as bad"), ("quality", "ratio, or distance")):
+        findings = [finding for finding in result.findings if finding.group == group]
+        places = any(finding.where for finding in findings)
+        columns = ("metric", *(["of"] if places else []), "baseline -> candidate", heading, "verdict")
+        if findings:
+            print_table(columns, (_row(finding, places=places) for finding in findings))
     if result.sentinel:
         distance, name = max((abs((each.estimate or 1) - 1), each.name) for each in result.sentinel)
         say(f"the baseline beside itself: within {distance:.1%} (most in {name})")
     say(f"{result.verdict}, {result.rounds} rounds in {result.elapsed_s:.0f} s")
 
 
-def _row(finding: "Finding") -> tuple[str, ...]:
-    ratio = "" if finding.estimate is None else f"{finding.estimate:.3f} ({finding.low:.3f} to {finding.high:.3f})"
-    return (
-        finding.name,
-        _value(finding.baseline, finding.unit),
-        _value(finding.candidate, finding.unit),
-        ratio,
-        finding.verdict,
-    )
-
-
-def _value(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
-    return f"{value / _MIB:.2f} MiB" if unit == "bytes" else f"{value:.4g} {unit}"
+def _row(finding: "Finding", *, places: bool) -> tuple[str, ...]:
+    found = "" if finding.estimate is None else f"{finding.estimate:.3f}"
+    if finding.low is not None and finding.high is not None:
+        found += f" ({finding.low:.3f} to {finding.high:.3f})"
+    scale, unit = (_MIB, "MiB") if finding.unit == "bytes" else (1, finding.unit)
+    values = [f"{value / scale:.4g}" for value in (finding.baseline, finding.candidate) if value is not None]
+    shown = f"{' -> '.join(values)} {unit}" if values else ""
+    return finding.metric, *([finding.where] if places else []), shown, found, finding.verdict

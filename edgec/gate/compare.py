@@ -65,8 +65,8 @@ def find(
         where="" if metric.workload is None else workloads[metric.workload].label(workloads),
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
-        baseline=_typical(rounds, metric, _BESIDE[test]),
-        candidate=_typical(rounds, metric, (test,)),
+        baseline=typical(rounds, metric, _BESIDE[test]),
+        candidate=typical(rounds, metric, (test,)),
         estimate=exp(estimate.centre),
         low=exp(estimate.low(alpha)),
         high=exp(estimate.high(alpha)),
@@ -79,7 +79,7 @@ def exp(logarithm: float) -> float | None:
         return finite(float(np.exp(logarithm)))
 
 
-def _typical(rounds: Sequence[Round], metric: Measured, variants: Sequence[int]) -> float | None:
-    """Return the geometric mean over rounds of the median over turns."""
+def typical(rounds: Sequence[Round], metric: Measured, variants: Sequence[int]) -> float | None:
+    """Return the geometric mean of the medians over turns that each round gives for each of some variants."""
     logs = [np.median(np.log(values(each[variant], metric))) for each in rounds for variant in variants]
     return exp(float(np.mean(logs)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgec import __version__
 from edgec.bundle.open import is_network_bundle
 from edgec.errors import UsageError
+from edgec.gate.history import run_facts
 from edgec.gate.network_quality import compare_networks
 from edgec.gate.performance import Raced, run_race
 from edgec.gate.quality import compare_decoders, decoder_bounds
@@ -67,7 +68,7 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
         confidence=file.confidence,
         elapsed_s=time.monotonic() - start,
         started=started.isoformat(timespec="seconds"),
-        environment=fingerprint(),
+        environment={**fingerprint(), **run_facts(file)},
         remarks=(*_differences(*subjects), *remarks, *raced.remarks),
         edgec=__version__,
     )

@@ -15,11 +15,8 @@ from edgec.gate.looks import Plan, plan_looks
 from edgec.gate.metrics import Measured, bounded, needed
 from edgec.gate.result import Finding, judge
 from edgec.gate.settings import Bound, Performance
-from edgec.measure.race import Course, Round, artifact_bytes, race
+from edgec.measure.race import Course, Round, have_room, race
 from edgec.measure.workload import Workload
-
-# Processes of a round are there together where so many times the artifact fits into free memory for each.
-_COPIES = 2.5
 
 
 class Raced(msgspec.Struct, frozen=True):
@@ -145,7 +142,8 @@ def run_race(
         MissingRuntimeError: what would run a bundle is not here.
     """
     workloads = tuple(each for grid in wanted.workload for each in grid.workloads())
-    together = _fits(max(artifact_bytes(baseline), artifact_bytes(candidate)))
+    bundles = (baseline, baseline, candidate)
+    together = have_room(bundles)
     course = Course(
         workloads=workloads,
         threads=wanted.threads,
@@ -156,7 +154,7 @@ def run_race(
     )
     remarks = () if together else ("memory is short: each process ran alone, not in turn with the others",)
     judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
-    rounds, void = follow(race((baseline, baseline, candidate), course), judging, wanted, tick=tick)
+    rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
     if void:
         return Raced((), (), void, rounds, remarks)
     findings = (*judging.findings.values(), *judging.reported(rounds))
@@ -182,16 +180,20 @@ def follow(
         clock: in seconds.
     """
     taken: list[Round] = []
-    start = clock()
+    start, first_s = clock(), 0.0
     for each in rounds:
         taken.append(each)
         tick(len(taken))
-        round_s = (clock() - start) / len(taken)
-        possible = min(wanted.max_rounds, int(wanted.time_limit_s / round_s)) if round_s else wanted.max_rounds
-        if possible < wanted.min_rounds:
+        elapsed_s = clock() - start
+        first_s = first_s or elapsed_s
+        # The first round takes longer than others: it finds out how long queries take.
+        round_s = (elapsed_s - first_s) / (len(taken) - 1) if len(taken) > 1 else first_s
+        left = (wanted.time_limit_s - elapsed_s) / round_s if round_s else wanted.max_rounds
+        possible = min(wanted.max_rounds, len(taken) + max(0, int(left)))
+        if possible < wanted.min_rounds and len(taken) > 1:
             return tuple(taken), (
                 f"a round takes {round_s:.1f} s, too long for {wanted.min_rounds} rounds: "
-                f"raise `time_limit_s` to {round_s * (wanted.min_rounds + 1):.0f}"
+                f"raise `time_limit_s` to {first_s + round_s * wanted.min_rounds:.0f}"
             )
         if len(taken) == 1:
             judging.check(each)
@@ -211,13 +213,3 @@ def _unsteady(sentinel: Sequence[Finding]) -> str | None:
                 f"{each.estimate:.3f} ({each.decided_low:.3f} to {each.decided_high:.3f})"
             )
     return None
-
-
-def _fits(size: int) -> bool:
-    """Say whether three processes with a model of that size each have room at once."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return True
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-    return 3 * _COPIES * size < free

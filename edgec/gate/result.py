@@ -84,12 +84,12 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate beside a baseline.
 
     Args:
-        verdict: "fail" if one finding fails, else "inconclusive" if the run is void or one is undecided, else "pass".
+        verdict: "fail" if one finding fails, else "inconclusive" if the race is void or one is undecided, else "pass".
         candidate: the bundle that is judged.
         baseline: the one it is compared with.
         findings: all that was measured.
         sentinel: the baseline beside itself, measured with the same statistics: the proof that the machine was fit.
-        void: why nothing in this run counts, or None.
+        void: why nothing in this race counts, or None; quality was measured without it.
         rounds: of fresh processes.
         confidence: of the intervals, such as 0.95.
         elapsed_s: of the whole gate.
@@ -115,6 +115,10 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     edgec: str = ""
     schema_version: int = SCHEMA_VERSION
 
+    def counts(self, finding: Finding) -> bool:
+        """Say whether a finding counts for the verdict: in a void race nothing does but quality."""
+        return self.void is None or finding.group == "quality"
+
 
 def judge(low: float, high: float, allowed: float, margin: float) -> Verdict:
     """Return the verdict on an interval: surely worse than allowed, surely better than the margin, or neither.
@@ -127,10 +131,8 @@ def judge(low: float, high: float, allowed: float, margin: float) -> Verdict:
 
 
 def overall(findings: tuple[Finding, ...], void: str | None = None) -> Verdict:
-    """Return the verdict on all findings together; a void run decides nothing."""
-    verdicts = {finding.verdict for finding in findings}
-    if void is not None:
-        return "inconclusive"
+    """Return the verdict on all findings together; a void race decides nothing, but quality was found without it."""
+    verdicts = {finding.verdict for finding in findings if void is None or finding.group == "quality"}
     if "fail" in verdicts:
         return "fail"
-    return "inconclusive" if "inconclusive" in verdicts else "pass"
+    return "inconclusive" if void is not None or "inconclusive" in verdicts else "pass"

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 class _Source(msgspec.Struct):
     family: str
+    parameters: int
 
 
 class _Plan(msgspec.Struct):
@@ -42,7 +43,7 @@ def describe(bundle: Path) -> Subject:
     plan, manifest = _read(bundle / PLAN, _Plan), _read(bundle / MANIFEST, _Manifest)
     return Subject(
         path=str(bundle),
-        model=plan.source.family,
+        model=f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters",
         target=plan.target,
         backend=backend,
         profile=plan.profile,

@@ -29,11 +29,14 @@ class Meter:
         now = self.read_j()
         if before is None or now is None:
             return None
-        ranges = [(_microjoules(zone / "max_energy_range_uj") or 0) / 1e6 for zone in self._packages]
-        return sum(
-            (end - begin) if end >= begin else (end - begin + wrap)
-            for begin, end, wrap in zip(before, now, ranges, strict=True)
-        )
+        taken = 0.0
+        for zone, begin, end in zip(self._packages, before, now, strict=True):
+            # Most machines never let a counter begin anew while one looks: where it ends is read when it did.
+            wrap = 0 if end >= begin else _microjoules(zone / "max_energy_range_uj")
+            if wrap is None:
+                return None
+            taken += end - begin + wrap / 1e6
+        return taken
 
 
 def _name(zone: Path) -> str:

@@ -68,16 +68,22 @@ class Model:
             raise MissingRuntimeError(
                 f"there is nothing to time here: {note}", where=str(bundle), hint="time it on the device"
             )
-        session: Session | NetworkSession
         if is_network_bundle(artifact):
-            session = backend.open_network(artifact, "shipped", threads=threads)
+            network = backend.open_network(artifact, "shipped", threads=threads)
+            self.load_ms = 1e3 * (time.perf_counter() - start)
             ports = read_network_settings(artifact).inputs
-            self._queries = [_network_query(session, ports, each) for each in workloads]
+            self._queries = [_network_query(network, ports, each) for each in workloads]
         else:
+            if any(each.sizes for each in workloads):
+                raise UsageError(
+                    "a decoder language model leaves no sizes open",
+                    where=str(bundle),
+                    hint="its lengths are those of the prompt and of the new tokens",
+                )
             length = max(each.prompt_tokens + each.new_tokens for each in workloads)
-            session = backend.open_session(artifact, "generate", threads=threads, max_length=length)
-            self._queries = [_decoder_query(session, each) for each in workloads]
-        self.load_ms = 1e3 * (time.perf_counter() - start)
+            decoder = backend.open_session(artifact, "generate", threads=threads, max_length=length)
+            self.load_ms = 1e3 * (time.perf_counter() - start)
+            self._queries = [_decoder_query(decoder, each) for each in workloads]
         self._workloads = workloads
         self._meter = Meter()
 
@@ -91,10 +97,12 @@ class Model:
         """
         rng = np.random.default_rng(seed)
         ask, rate = self._queries[workload], self._workloads[workload].rate_per_s
+        waits = rng.exponential(1 / rate, queries) if rate else np.zeros(queries)
+        # How often this is asked depends on how fast the model is, which texts and arrivals must not.
+        others = np.random.default_rng((seed, 1))
         warm = time.perf_counter() + (_WARM_S if queries > 1 else 0)
         while time.perf_counter() < warm:
-            ask(rng, time.perf_counter())
-        waits = rng.exponential(1 / rate, queries) if rate else np.zeros(queries)
+            ask(others, time.perf_counter())
         samples: dict[str, list[float]] = {}
         work, energy = 0, self._meter.read_j()
         begin = time.perf_counter()
@@ -126,16 +134,44 @@ def _decoder_query(session: Session, workload: Workload) -> Query:
     return ask
 
 
-def _network_query(session: NetworkSession, inputs: tuple[Port, ...], workload: Workload) -> Query:
+def rows_of(inputs: tuple[Port, ...], workload: Workload) -> int:
+    """Return how many rows a network takes in a query.
+
+    Raises:
+        UsageError: it has no such sizes, or takes no such batch.
+    """
+    check_sizes(inputs, workload.sizes)
+    # Of open sizes those are batches that follow `batch`; all others are 1 here.
+    feed = made_up(inputs, {}, default=1, batch=2)
+    shapes = [zip(port.shape, feed[port.name].shape, strict=True) for port in inputs]
+    batches = {size for shape in shapes for size, found in shape if isinstance(size, str) and found == 2}
+    given = {name: size for name, size in workload.sizes.items() if name in batches}
+    if given and workload.batch != 1:
+        raise UsageError(f"'{next(iter(given))}' is the batch, which is given twice", hint="leave one of them out")
+    if workload.batch != 1 and not batches:
+        raise UsageError(f"the model takes no batch of {workload.batch}: it leaves no size of a batch open")
+    return next(iter(given.values()), workload.batch)
+
+
+def check_sizes(inputs: tuple[Port, ...], sizes: Mapping[str, int]) -> None:
+    """Make sure that a network leaves sizes of these names open.
+
+    Raises:
+        UsageError: it does not.
+    """
     names = {size for port in inputs for size in port.shape if isinstance(size, str)}
-    if unknown := sorted(workload.sizes.keys() - names):
+    if unknown := sorted(sizes.keys() - names):
         raise UsageError(f"no size is called '{unknown[0]}'", hint=f"open are: {', '.join(sorted(names)) or 'none'}")
+
+
+def _network_query(session: NetworkSession, inputs: tuple[Port, ...], workload: Workload) -> Query:
+    rows = rows_of(inputs, workload)
     feed = made_up(inputs, workload.sizes, batch=workload.batch)
 
     def ask(rng: np.random.Generator, arrival: float) -> tuple[dict[str, list[float]], int]:
         del rng
         session.run(feed)
-        return {"latency_ms": [1e3 * (time.perf_counter() - arrival)]}, workload.batch
+        return {"latency_ms": [1e3 * (time.perf_counter() - arrival)]}, rows
 
     return ask
 

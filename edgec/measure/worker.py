@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -78,7 +79,8 @@ def main() -> None:
         _serve(answer)
     except Exception as raised:  # noqa: BLE001 - the parent says what happened
         told = raised if isinstance(raised, EdgecError) else explain(raised)
-        answer(Failed(told.what, told.where, told.hint, told.exit_code))
+        with suppress(BrokenPipeError):  # the parent is gone
+            answer(Failed(told.what, told.where, told.hint, told.exit_code))
     os._exit(0)  # runtimes take their time to tear down
 
 

@@ -44,7 +44,19 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def label(self, among: Sequence["Workload"]) -> str:
         """Return in words how it differs from others; "" where there are none."""
-        words = {
+        differ = [word for name, word in self._words().items() if len({str(getattr(each, name)) for each in among}) > 1]
+        return ", ".join(filter(None, differ))
+
+    def title(self, *, lengths: bool) -> str:
+        """Return in words what it is; prompt and new tokens where it is a decoder that has `lengths`."""
+        left_out = {"sizes"} if lengths else {"prompt_tokens", "new_tokens"}
+        words = {name: word for name, word in self._words().items() if name not in left_out}
+        if self.scenario != "offline":
+            del words["batch"]
+        return ", ".join(filter(None, words.values()))
+
+    def _words(self) -> dict[str, str]:
+        return {
             "scenario": self.scenario,
             "prompt_tokens": f"{self.prompt_tokens} prompt tokens",
             "new_tokens": f"{self.new_tokens} new",
@@ -52,5 +64,3 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "rate_per_s": f"{self.rate_per_s:g}/s" if self.rate_per_s else "",
             "sizes": ", ".join(f"{name} {size}" for name, size in self.sizes.items()),
         }
-        differ = [word for name, word in words.items() if len({str(getattr(each, name)) for each in among}) > 1]
-        return ", ".join(filter(None, differ))

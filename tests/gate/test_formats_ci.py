@@ -170,6 +170,6 @@ def test_a_page_says_what_matters_in_its_order():
     marks += ["### Sentinel", "### Machine and versions"]
     assert [page.index(mark) for mark in marks] == sorted(page.index(mark) for mark in marks)
     page = render_report(make({}, void="the clock ran slow"), "markdown")
-    assert page.startswith("## edgec gate inconclusive: this run is void")
+    assert page.startswith("## edgec gate inconclusive: this race is void")
     assert "the clock ran slow" in page
     assert "**fail**" not in page

@@ -37,17 +37,17 @@ class Problem:
 
 
 def problems(result: GateResult) -> list[Problem]:
-    """Return what keeps the gate from passing, regressions first; of a void run that alone, since all else is moot."""
+    """Return what keeps the gate from passing, regressions first; of a void race that alone, since all else is moot."""
     found = []
     for wanted in ("fail", "inconclusive"):
         for finding in result.findings:
-            if result.void is None and finding.verdict == wanted:
+            if result.counts(finding) and finding.verdict == wanted:
                 text = sentence(finding, result.confidence)
                 found.append(_problem(result, finding.group, finding.metric, finding.name, text, wanted == "fail"))
-    if not found and result.verdict != "pass":
-        why = result.void or "no metric says why"
-        text = f"the gate is {_WORDS[result.verdict]}, and nothing in this run counts: {why}"
-        found.append(_problem(result, "run", VOID, "the run", text, result.verdict == "fail"))
+    if result.void is not None or (not found and result.verdict != "pass"):
+        text = f"nothing in this race counts: {result.void or 'no metric says why'}"
+        is_regression = result.void is None and result.verdict == "fail"
+        found.append(_problem(result, "run", VOID, "the race", text, is_regression))
     return found
 
 
@@ -58,15 +58,16 @@ def _problem(result: GateResult, group: str, metric: str, name: str, text: str, 
 
 
 def judged(result: GateResult, finding: Finding) -> Judged:
-    """Return what a finding counts for: in a void run nothing is decided."""
-    return finding.verdict if result.void is None or finding.verdict == "reported" else "inconclusive"
+    """Return what a finding counts for: in a void race nothing is decided."""
+    return finding.verdict if result.counts(finding) or finding.verdict == "reported" else "inconclusive"
 
 
 def headline(result: GateResult) -> str:
     """Return the verdict in words, and what it is made of."""
-    if result.void is not None:
-        return "inconclusive: this run is void, and nothing in it counts"
-    counts = {word: sum(each.verdict == word for each in result.findings) for word in ("fail", "inconclusive", "pass")}
+    if result.void is not None and result.verdict != "fail":
+        return "inconclusive: this race is void, and nothing in it counts"
+    counting = [each.verdict for each in result.findings if result.counts(each)]
+    counts = {word: counting.count(word) for word in ("fail", "inconclusive", "pass")}
     words = {"fail": "surely worse than allowed", "inconclusive": "undecided", "pass": "fine"}
     told = ", ".join(f"{count} {words[word]}" for word, count in counts.items() if count)
     return f"{_WORDS[result.verdict]}: {told or 'nothing has a bound'}"

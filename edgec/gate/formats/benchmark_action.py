@@ -3,7 +3,7 @@
 That action compares each number with one that it stored, maybe from another machine. So it gets what does not depend on
 the machine: how many times as bad as its baseline the candidate was in this run. For rates, where more is better, that
 is the baseline's rate divided by the candidate's, so that smaller is better for all. Differences and distances are left
-out: the action divides a number by the one before, which says nothing of numbers around 0. A void run gives none.
+out: the action divides a number by the one before, which says nothing of numbers around 0. A void race gives none.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ DEFAULT_PATH = "edgec-gate.benchmark.json"
 
 def render(result: GateResult) -> str:
     """Return the ratios of a result."""
-    findings = result.findings if result.void is None else ()
+    findings = filter(result.counts, result.findings)
     entries = [_entry(each) for each in findings if each.scale == "ratio" and each.estimate is not None]
     return msgspec.json.format(msgspec.json.encode(entries), indent=2).decode() + "\n"
 

@@ -2,7 +2,7 @@
 
 A regression is a failure. What is undecided is an error, which all viewers show as not passed: to JUnit, a test that
 could not give its answer. What no bound is on is skipped, since a pass would say that somebody judged it. The run is a
-test, too, so that a report is never empty; where it is void it alone is an error, and what does not count is skipped.
+test, too, so that a report is never empty; where its race is void it is an error, and what does not count is skipped.
 The sentinel's are errors, never failures: they blame the machine, not the candidate.
 """
 
@@ -16,16 +16,14 @@ DEFAULT_PATH = "edgec-gate.junit.xml"
 
 _OUTCOMES = {"fail": "failure", "inconclusive": "error", "reported": "skipped"}
 _SENTINEL = {"fail": "error", "inconclusive": "error", "reported": "skipped"}
-_IN_VOID = dict.fromkeys(("pass", "fail", "inconclusive", "reported"), "skipped")
 
 
 def render(result: GateResult) -> str:
     """Return a result as JUnit XML."""
     root = ET.Element("testsuites", name="edgec gate", time=_seconds(result))
     root.append(_run(result))
-    outcomes = _OUTCOMES if result.void is None else _IN_VOID
     for group in ("performance", "quality"):
-        _add_suite(root, group, (each for each in result.findings if each.group == group), outcomes, result)
+        _add_suite(root, group, (each for each in result.findings if each.group == group), _OUTCOMES, result)
     _add_suite(root, "sentinel", result.sentinel, _SENTINEL, result)
     for suite in root:
         _count(suite)
@@ -71,7 +69,8 @@ def _add_suite(
         # GitLab takes tests of one class and name for one.
         case = ET.SubElement(suite, "testcase", classname=name, name=finding.name)
         text = sentence(finding, result.confidence)
-        if outcome := outcomes.get(finding.verdict):
+        counts = result.counts(finding) or outcomes is _SENTINEL
+        if outcome := outcomes.get(finding.verdict if counts else "reported"):
             _add_outcome(case, outcome, text)
         else:
             ET.SubElement(case, "system-out").text = text

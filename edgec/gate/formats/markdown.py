@@ -16,7 +16,7 @@ def render(result: GateResult) -> str:
     """Return a result as a page: the verdict first, the machine and versions last."""
     parts = [f"## edgec gate {escape(headline(result))}"]
     if result.void is not None:
-        parts.append(f"> **Nothing in this run counts**: {escape(result.void)}")
+        parts.append(f"> **Nothing in this race counts**: {escape(result.void)}")
     parts.append(f"{_subject(result.candidate)} beside {_subject(result.baseline)}.")
     if result.findings:
         parts += [_findings(result, result.findings), _explanation(result)]

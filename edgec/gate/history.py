@@ -1,0 +1,154 @@
+"""What a history keeps of a gate; `history_file` reads and writes it."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from edgec.errors import InconclusiveError, UsageError
+from edgec.gate.result import Finding, GateResult
+from edgec.gate.settings import GateFile, Performance, Quality
+from edgec.measure.fingerprint import machine_hash
+
+SCHEMA_VERSION = 1
+"""Of a `Record` as JSON: raised when a field changes its meaning or goes away, not when one is added."""
+
+# What is printed must not be taken for a command by a terminal.
+_Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """What was measured of the candidate.
+
+    Args:
+        value: in `unit`.
+        unit: "" for numbers without one.
+        higher_is_better: of the value.
+    """
+
+    value: float
+    unit: _Line = ""
+    higher_is_better: bool = False
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a gate.
+
+    Args:
+        schema_version: of this struct.
+        when: it began.
+        label: the commit, or whatever the user calls what was measured.
+        model: of the candidate, as are the next three; the artifact's name where there is no plan.
+        target: or "".
+        backend: that ran it.
+        profile: or "".
+        environment: the machine, the versions, and what was run.
+        values: name of a metric, with where it was measured -> what it was.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    when: Annotated[datetime, msgspec.Meta(tz=True)]
+    label: _Line
+    model: _Line = ""
+    target: _Line = ""
+    backend: _Line = ""
+    profile: _Line = ""
+    environment: dict[_Line, _Line]
+    values: dict[_Line, Value]
+
+    @property
+    def machine(self) -> str:
+        """The hash of what decides speed."""
+        return machine_hash(self.environment)
+
+    @property
+    def bundle(self) -> str:
+        """What kind of bundle it is: the same for each commit."""
+        return "/".join(filter(None, (self.model, self.target, self.profile, self.backend)))
+
+
+def run_facts(file: GateFile) -> dict[str, str]:
+    """Return what a gate runs, as facts beside the machine's: other work takes other times."""
+    facts = {}
+    if isinstance(race := file.performance, Performance):
+        every = [workload for grid in race.workload for workload in grid.workloads()]
+        facts["threads"] = str(race.threads or "the runtime's choice")
+        facts["workloads"] = "; ".join(map(_words, every))
+    if isinstance(file.quality, Quality):
+        facts["evaluation"] = _words(file.quality)
+    return facts
+
+
+def record_of(result: GateResult, label: str) -> Record:
+    """Return what a history keeps of a gate: the candidate's values, but for times of a run that is void.
+
+    Args:
+        result: of `run_gate`, or read from a file.
+        label: a commit, or another name for what was measured.
+
+    Raises:
+        UsageError: there is no label, or the result says neither what was measured nor on which machine.
+        InconclusiveError: the run is void, and nothing is left.
+    """
+    if not (name := _line(label)):
+        raise UsageError("a run in a history needs a label", hint="name the commit: --label TEXT")
+    counted = [each for each in result.findings if result.void is None or each.group == "quality"]
+    values = {_name(each): value for each in counted if (value := _value(each)) is not None}
+    if not values and result.void is not None:
+        raise InconclusiveError(f"this run says nothing that could be kept: {result.void}", hint="run the gate again")
+    if not values:
+        raise UsageError("the gate result has no values to keep", hint="run the gate on performance or quality")
+    if "cpu_model" not in result.environment:
+        raise UsageError("the gate result does not say which machine it is of", hint="run the gate again")
+    subject = result.candidate
+    return Record(
+        when=_time(result.started),
+        label=name,
+        model=_line(subject.model or Path(subject.path).name),
+        target=_line(subject.target),
+        backend=_line(subject.backend),
+        profile=_line(subject.profile),
+        environment={_line(fact): _line(found) for fact, found in result.environment.items()},
+        values=values,
+    )
+
+
+def _words(settings: msgspec.Struct) -> str:
+    """Return settings in one line, but for bounds, which change no value, and folders, which differ by machine."""
+    told = {name: value for name, value in msgspec.to_builtins(settings).items() if name != "metrics" and value}
+    return ", ".join(f"{name} {_setting(value)}" for name, value in told.items())
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={size}" for name, size in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return " ".join(Path(each).name for each in value)
+    return str(value)
+
+
+def _line(text: str) -> str:
+    return "".join(each if each.isprintable() else "\ufffd" for each in " ".join(text.split()))
+
+
+def _name(finding: Finding) -> str:
+    """Return a name for the value, which is no ratio to the baseline."""
+    return _line(msgspec.structs.replace(finding, metric=finding.metric.removesuffix("_ratio")).name)
+
+
+def _value(finding: Finding) -> Value | None:
+    if finding.candidate is None or not math.isfinite(finding.candidate):
+        return None
+    return Value(float(finding.candidate), _line(finding.unit), finding.higher_is_better)
+
+
+def _time(started: str) -> datetime:
+    if not started:
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        found = datetime.fromisoformat(started)
+    except ValueError as error:
+        raise UsageError(f"the gate result says it began at '{_line(started)}', which is no time") from error
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)

@@ -1,0 +1,146 @@
+"""Bundles side by side: what a race of several says of each, and of each beside the first."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from edgec.backends.network import read_network_settings
+from edgec.bundle.open import find_artifact, is_network_bundle
+from edgec.errors import UsageError
+from edgec.gate.compare import common, exp, logarithms, typical
+from edgec.gate.metrics import Measured
+from edgec.gate.side_by_side_result import Cell, Row, SideBySide, names_of
+from edgec.gate.statistics import hierarchical
+from edgec.gate.subject import describe
+from edgec.measure.fingerprint import fingerprint
+from edgec.measure.query import rows_of
+from edgec.measure.race import Course, Round, have_room, race
+from edgec.measure.workload import Workload
+
+_SEED = 0
+# Of the queries that arrive, the share that has to be answered as fast as they come.
+_KEPT_UP = 0.8
+
+
+def put_side_by_side(
+    bundles: Sequence[Path],
+    workloads: Sequence[Workload],
+    *,
+    rounds: int,
+    threads: int | None = None,
+    confidence: float = 0.95,
+    tick: Callable[[], object] = lambda: None,
+) -> SideBySide:
+    """Race bundles, in rounds of fresh processes.
+
+    Args:
+        bundles: the others are compared with the first; one alone is measured.
+        workloads: what all run.
+        rounds: at least five where there is something to compare; with fewer, intervals may have no end.
+        threads: of the runtimes; None leaves that to them.
+        confidence: of each interval.
+        tick: called after each round.
+
+    Raises:
+        UsageError: the bundles are of different kinds, or do not take the workloads.
+        BundleError: a bundle cannot be read, or crashes.
+        InconclusiveError: a process was killed.
+        MissingRuntimeError: what would run a bundle is not here.
+    """
+    start, started = time.monotonic(), datetime.now(UTC)
+    check(bundles, workloads)
+    subjects = tuple(map(describe, bundles))
+    together = have_room(bundles)
+    course = Course(workloads=tuple(workloads), threads=threads, together=together, seed=_SEED)
+    taken = []
+    for each in islice(race(bundles, course), rounds):
+        taken.append(each)
+        tick()
+    names = names_of([str(bundle) for bundle in bundles])
+    return SideBySide(
+        kind="network" if is_network_bundle(bundles[0]) else "decoder",
+        bundles=subjects,
+        names=names,
+        workloads=tuple(workloads),
+        rows=tuple(row_of(taken, metric, confidence) for metric in common(taken)),
+        rounds=rounds,
+        confidence=confidence,
+        threads=threads,
+        elapsed_s=time.monotonic() - start,
+        started=started.isoformat(timespec="seconds"),
+        environment=fingerprint(),
+        remarks=(
+            *([] if together else ["memory is short: each process ran alone, not in turn with the others"]),
+            *overloaded(taken, workloads, names),
+        ),
+    )
+
+
+def check(bundles: Sequence[Path], workloads: Sequence[Workload]) -> None:
+    """Make sure, before any work, that bundles can be compared and take the workloads.
+
+    Raises:
+        UsageError: they cannot, or do not.
+        BundleError: one cannot be read.
+    """
+    artifacts = [find_artifact(bundle) for bundle in bundles]
+    kinds = [is_network_bundle(artifact) for artifact in artifacts]
+    if True in kinds and False in kinds:
+        other = bundles[kinds.index(not kinds[0])]
+        what = ("a decoder language model", "not") if kinds[0] else ("no decoder language model", "one")
+        raise UsageError(f"this bundle is {what[0]}, the first is {what[1]}", where=str(other))
+    for bundle, artifact in zip(bundles, artifacts, strict=True):
+        for workload in workloads if kinds[0] else ():
+            try:
+                rows_of(read_network_settings(artifact).inputs, workload)
+            except UsageError as error:
+                raise UsageError(error.what, where=str(bundle), hint=error.hint) from error
+    if not kinds[0] and any(workload.sizes for workload in workloads):
+        raise UsageError("a decoder language model leaves no sizes open", hint="leave --size out")
+
+
+def row_of(rounds: Sequence[Round], metric: Measured, confidence: float) -> Row:
+    """Return what rounds say of a metric."""
+    alpha = (1 - confidence) / 2
+    logs = logarithms(rounds, metric)
+    cells = []
+    for variant in range(len(rounds[0])):
+        single = [typical([each], metric, (variant,)) for each in rounds]
+        known = [value for value in single if value is not None]
+        limits = {"least": min(known, default=None), "most": max(known, default=None)}
+        ratio: dict[str, float | None] = {}
+        if variant:
+            # Only these two: how much a third one scatters has nothing to do with them.
+            pair = [turns[:, [0, variant]] for turns in logs]
+            estimate = hierarchical(pair, np.array([-1.0, 1.0]), level=alpha, seed=_SEED)
+            ends = {"low": exp(estimate.low(alpha)), "high": exp(estimate.high(alpha))}
+            ratio = {"ratio": exp(estimate.centre), **ends}
+        cells.append(Cell(value=typical(rounds, metric, (variant,)), **limits, **ratio))
+    return Row(
+        metric=metric.name,
+        workload=metric.workload,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        bundles=tuple(cells),
+    )
+
+
+def overloaded(rounds: Sequence[Round], workloads: Sequence[Workload], names: Sequence[str]) -> tuple[str, ...]:
+    """Return a remark on each bundle that queries come too fast for."""
+    remarks = []
+    for number, workload in enumerate(workloads):
+        for variant, name in enumerate(names if workload.rate_per_s else ()):
+            slices = [turn for each in rounds for turn in each[variant].slices[number]]
+            # The first token, or the answer: there is one in each query.
+            queries = sum(min(map(len, turn.samples.values())) for turn in slices)
+            rate = queries / sum(turn.busy_s for turn in slices)
+            if rate < _KEPT_UP * (workload.rate_per_s or 0):
+                remarks.append(
+                    f"{name} answers {rate:.3g} queries in a second, and {workload.rate_per_s:g} arrive: "
+                    "they wait in a queue that grows, and times say how long it was measured"
+                )
+    return tuple(remarks)

@@ -1,0 +1,277 @@
+"""Races of real bundles: what rounds hold, and what becomes of processes that end early."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgec.backends.backend import backend_of
+from edgec.bundle.open import find_artifact
+from edgec.errors import BundleError, EdgecError, InconclusiveError
+from edgec.measure import race as racing
+from edgec.measure.parent import Worker, workers
+from edgec.measure.race import Course, have_room, race
+from edgec.measure.workload import Workload
+
+SHORT = {"prompt_tokens": 4, "new_tokens": 2}
+QUICK = {"threads": 1, "slices": 3}
+SINGLE = (Workload(**SHORT),)
+
+
+def children(pid):
+    """Return the processes of a process that time bundles."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            command = (path.parent / "cmdline").read_bytes()
+        except OSError:  # it is gone
+            continue
+        if parent == pid and b"edgec.measure.worker" in command:
+            found.add(int(path.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def waits_for(condition, seconds=20.0):
+    """Return what a condition says as soon as that is something, or in the end."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays():
+    yield
+    assert children(os.getpid()) == set()
+
+
+@pytest.fixture
+def started():
+    with workers(1) as (worker,):
+        yield worker
+
+
+class TestRounds:
+    def test_a_round_has_a_process_of_each_variant(self, decoder, network, tmp_path):
+        (first, second), (again, _) = islice(
+            race((decoder, decoder), Course(workloads=(*SINGLE, Workload(prompt_tokens=8, new_tokens=1)), **QUICK)), 2
+        )
+        for process in (first, second, again):
+            assert len(process.slices) == 2
+            assert [len(turns) for turns in process.slices] == [3, 3]
+            for turns, new in zip(process.slices, (2, 1), strict=True):
+                for turn in turns:
+                    queries = len(turn.samples["ttft_ms"])
+                    assert len(turn.samples["token_ms"]) == new * queries
+                    assert turn.work == (1 + new) * queries
+            assert 1 <= len(process.load_ms) <= 5
+            assert min(process.load_ms) > 0
+            assert process.peak_rss_bytes > 2**24
+            artifact = decoder / "artifact"
+            assert process.size_bytes == sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
+        assert first.slices != second.slices != again.slices
+
+    def test_offline_and_server(self, network):
+        workloads = (Workload(scenario="offline", batch=4), Workload(scenario="server", rate_per_s=300))
+        ((process,),) = islice(race((network,), Course(workloads=workloads, **QUICK)), 1)
+        offline, server = process.slices
+        for turn in offline:
+            assert turn.work == 4 * len(turn.samples["latency_ms"])
+        for turn in server:
+            assert turn.work == len(turn.samples["latency_ms"]) >= 16  # for a queue to build up
+
+    def test_percentiles_get_the_queries_that_they_take(self, network):
+        course = Course(workloads=(Workload(),), threads=1, slices=10, slice_s=1e-9, round_s=1e-9)
+        few, many = (
+            next(race((network,), course_))[0].slices[0]
+            for course_ in (course, Course(**{**_fields(course), "at_least": {"latency_ms": 64}}))
+        )
+        assert [len(turn.samples["latency_ms"]) for turn in few] == [1, 1, 1]
+        assert [len(turn.samples["latency_ms"]) for turn in many] == [7] * 10
+
+    def test_one_process_at_a_time(self, network, monkeypatch):
+        there = []
+
+        def load(worker):
+            there.append(len(children(os.getpid())))
+            return plain(worker)
+
+        plain = Worker.load
+        monkeypatch.setattr(Worker, "load", load)
+        for together, count in ((True, 3), (False, 1)):
+            there.clear()
+            course = Course(workloads=(Workload(),), together=together, **QUICK)
+            (found,) = islice(race((network,) * 3, course), 1)
+            assert set(there) == {count}
+            assert [len(process.slices[0]) for process in found] == [3, 3, 3]
+
+
+def _fields(course):
+    return {name: getattr(course, name) for name in course.__struct_fields__}
+
+
+class TestCpus:
+    def test_a_round_is_on_one_set_of_cpus(self):
+        usable = os.sched_getaffinity(0)
+        generator = np.random.default_rng(0)
+        drawn = [racing._some_cpus(1, generator) for _ in range(20)]
+        if len(usable) == 1:
+            assert set(drawn) == {None}
+        else:
+            assert all(len(each) == 1 and usable.issuperset(each) for each in drawn)
+            assert len(set(drawn)) > 1
+        assert racing._some_cpus(None, generator) is None
+        assert racing._some_cpus(len(usable), generator) is None
+
+    def test_a_process_and_its_runtime_stay_on_them(self, decoder, started):
+        cpu = max(os.sched_getaffinity(0))
+        started.open(decoder, SINGLE, 1, (cpu,))
+        started.load()
+        started.run(0, 1, 0)
+        assert os.sched_getaffinity(started._process.pid) == {cpu}
+
+    def test_all_of_a_round_are_told_the_same(self, network, monkeypatch):
+        told = []
+
+        def open_(worker, bundle, workloads, threads, cpus):
+            told.append(cpus)
+            plain(worker, bundle, workloads, threads, cpus)
+
+        plain = Worker.open
+        monkeypatch.setattr(Worker, "open", open_)
+        next(race((network, network), Course(workloads=(Workload(),), **QUICK)))
+        assert len(told) == 2
+        assert told[0] == told[1]
+        assert (told[0] is None) == (len(os.sched_getaffinity(0)) == 1)
+
+
+class TestRefusals:
+    def test_a_bundle_that_cannot_be_read_says_so_itself(self, decoder, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(decoder, broken)
+        (broken / "artifact" / "model.onnx").write_bytes(b"nonsense")
+        with pytest.raises(BundleError) as here:
+            backend_of(find_artifact(broken)).open_session(find_artifact(broken), "generate", threads=1)
+        with pytest.raises(EdgecError) as there:
+            next(race((decoder, broken), Course(workloads=SINGLE, **QUICK)))
+        for name in ("what", "where", "hint", "exit_code"):
+            assert getattr(there.value, name) == getattr(here.value, name)
+        assert there.value.exit_code == 3
+
+    def test_what_does_not_fit_is_a_usage_error(self, decoder, network):
+        with pytest.raises(EdgecError, match="takes 1 to 512 tokens") as caught:
+            next(race((decoder,), Course(workloads=(Workload(prompt_tokens=600),), **QUICK)))
+        assert caught.value.exit_code == 2
+        with pytest.raises(EdgecError, match="no size is called 'other'") as caught:
+            next(race((network,), Course(workloads=(Workload(sizes={"other": 2}),), **QUICK)))
+        assert caught.value.exit_code == 2
+
+    def test_what_is_no_bundle_starts_no_process(self, tmp_path):
+        with pytest.raises(BundleError):
+            next(race((tmp_path,), Course(workloads=SINGLE)))
+
+    def test_modules_in_the_users_directory_are_not_imported(self, tmp_path, monkeypatch):
+        (tmp_path / "numpy.py").write_text("raise SystemExit(7)\n")
+        monkeypatch.chdir(tmp_path)
+        with workers(1):
+            pass
+
+
+class TestDeaths:
+    @pytest.mark.parametrize(
+        ("number", "kind", "message"),
+        [
+            (signal.SIGKILL, InconclusiveError, "was killed"),
+            (signal.SIGTERM, InconclusiveError, "was killed"),
+            (signal.SIGSEGV, BundleError, "crashed with SIGSEGV"),
+            (signal.SIGABRT, BundleError, "crashed with SIGABRT"),
+        ],
+    )
+    def test_between_two_turns(self, network, started, number, kind, message):
+        started.open(network, (Workload(),), 1, None)
+        started.load()
+        _no_core(started)
+        os.kill(started._process.pid, number)
+        started._process.wait()
+        with pytest.raises(kind, match=message) as caught:
+            started.run(0, 1, 0)
+        assert caught.value.where == str(network)
+        assert ("more memory" in (caught.value.hint or "")) == (number == signal.SIGKILL)
+
+    def test_in_a_turn(self, network, started):
+        started.open(network, (Workload(scenario="server", rate_per_s=0.01),), 1, None)
+        started.load()
+        timer = threading.Timer(0.2, os.kill, (started._process.pid, signal.SIGKILL))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(InconclusiveError, match="was killed"):
+            started.run(0, 5, 0)  # waits for its first query for a minute or so
+        assert time.monotonic() - start < 20
+        timer.join()
+
+    def test_an_end_in_the_middle_of_an_answer(self, network, started):
+        started.open(network, (Workload(),), 1, None)
+        program = [sys.executable, "-c", "print('{\"type\": \"Loa', end='')"]
+        started.close()
+        started._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with pytest.raises(BundleError, match="ended with exit code 0"):
+            started.load()
+
+    def test_processes_of_a_round_end_when_one_of_them_does(self, network):
+        with pytest.raises(RuntimeError, match="of the test"), workers(2) as both:
+            assert len(children(os.getpid())) == 2
+            assert all(worker._process.poll() is None for worker in both)
+            raise RuntimeError("of the test")
+
+    def test_a_race_that_is_left_leaves_nobody(self, network):
+        rounds = race((network, network), Course(workloads=(Workload(),), **QUICK))
+        next(rounds)
+        assert children(os.getpid()) == set()
+        rounds.close()
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+    def test_nobody_outlives_the_command(self, network, number, code):
+        command = [sys.executable, "-m", "edgec", "bench", "--compare", network, network, "--rounds", "1000"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            found = waits_for(lambda: children(process.pid))
+            assert found
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert "Traceback" not in said
+        assert waits_for(lambda: not any(map(alive, found)))
+
+
+def _no_core(worker):
+    """Let a process crash without leaving its memory on the disk."""
+    import resource
+
+    resource.prlimit(worker._process.pid, resource.RLIMIT_CORE, (0, 0))
+
+
+def test_room_is_for_all_at_once(network, decoder, tmp_path, monkeypatch):
+    size = racing.artifact_bytes(decoder)
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(racing, "_MEMINFO", meminfo)
+    assert have_room((decoder,) * 3)  # the machine does not tell
+    meminfo.write_text(f"MemTotal: 999999999 kB\nMemAvailable: {6 * size // 1024} kB\n")
+    assert have_room((decoder, decoder))
+    assert not have_room((decoder,) * 3)
+    meminfo.write_text("MemTotal: 1 kB\n")
+    assert have_room((decoder,) * 3)
