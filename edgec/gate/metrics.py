@@ -61,7 +61,8 @@ def measured(process: Process) -> tuple[Measured, ...]:
     """Return the metrics that a process tells of, percentiles that its sample is too small for left out."""
     found = [Measured("load_ms", None), Measured("peak_rss_bytes", None), Measured("size_bytes", None)]
     for number, turns in enumerate(process.slices):
-        counts = {name: sum(len(turn.samples[name]) for turn in turns) for name in turns[0].samples}
+        names_of = dict.fromkeys(name for turn in turns for name in turn.samples)
+        counts = {name: sum(len(turn.samples.get(name, ())) for turn in turns) for name in names_of}
         names = list(counts)
         names += [
             f"{name.removesuffix('_ms')}_p{percentile}_ms"
@@ -79,19 +80,21 @@ def measured(process: Process) -> tuple[Measured, ...]:
 def values(process: Process, metric: Measured) -> Values:
     """Return a metric of each turn of a process, of each time that it loaded, or the one value of what it gives once.
 
-    Times of a turn are their mean, energy is for each token or row.
+    Times of a turn are their mean; rates, and energy for each token or row, are of whole queries.
     """
     if metric.workload is None:
         return np.atleast_1d(np.array(getattr(process, metric.name), np.float64))
     turns = process.slices[metric.workload]
-    if metric.name.endswith("_per_s"):
-        return np.array([turn.work / turn.busy_s for turn in turns])
-    if metric.name == "energy_mj":
-        return np.array([1e3 * (turn.energy_j or 0.0) / turn.work for turn in turns])
+    if metric.name.endswith("_per_s") or metric.name == "energy_mj":
+        pieces = process.pieces[metric.workload]
+        totals = [(turn.work, turn.busy_s, 1e3 * (turn.energy_j or 0.0)) for turn in turns]
+        work, busy_s, energy_mj = np.reshape(totals, (-1, pieces, 3)).sum(axis=1).T
+        found: Values = energy_mj / work if metric.name == "energy_mj" else work / busy_s
+        return found
     if tail := _TAIL.fullmatch(metric.name):
-        pooled = np.concatenate([turn.samples[f"{tail[1]}_ms"] for turn in turns])
+        pooled = np.concatenate([turn.samples.get(f"{tail[1]}_ms", ()) for turn in turns])
         return np.array([np.percentile(pooled, int(tail[2]))])
-    return np.array([np.mean(turn.samples[metric.name]) for turn in turns])
+    return np.array([np.mean(turn.samples[metric.name]) for turn in turns if metric.name in turn.samples])
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from edgec.errors import BundleError, EdgecError, InconclusiveError
-from edgec.measure.worker import Answer, Failed, Load, Loaded, Ran, Ready, Request, Run
+from edgec.measure.worker import Answer, Begin, Failed, GoOn, Load, Loaded, Ran, Ready, Request, Run
 from edgec.measure.workload import Workload
 
 A = TypeVar("A", Ready, Loaded, Ran)
@@ -51,7 +51,11 @@ class Worker:
 
     def run(self, workload: int, queries: int, seed: int) -> Ran:
         """Run queries; see `Run`."""
-        self._send(Run(workload, queries, seed))
+        return self.take(Run(workload, queries, seed))
+
+    def take(self, request: Run | Begin | GoOn) -> Ran:
+        """Take a turn."""
+        self._send(request)
         return self._expect(Ran)
 
     def close(self) -> None:

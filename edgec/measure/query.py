@@ -1,8 +1,9 @@
 """Queries of a workload: what a model is asked, and what the times of its answers are called."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -21,12 +22,15 @@ from edgec.measure.workload import Workload
 # A process that waited finds cold caches, and a core that another one had.
 _WARM_S = 0.0025
 
-Query = Callable[[np.random.Generator, float], tuple[dict[str, list[float]], int]]
-"""Takes what chooses its text, and when it arrived (`time.perf_counter`); gives times in ms, and tokens or rows."""
+Step = tuple[str, float, int]
+"""What a time is called, the time in ms, and the tokens or rows that came out."""
+
+Query = Callable[[np.random.Generator, float], Iterator[Step]]
+"""Takes what chooses its text, and when it arrived (`time.perf_counter`); runs step by step."""
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """Some queries, one after the other.
+    """Some queries, one after the other, or a piece of one.
 
     Args:
         samples: name -> times in ms, in the order in which they were taken.
@@ -85,6 +89,7 @@ class Model:
             self.load_ms = 1e3 * (time.perf_counter() - start)
             self._queries = [_decoder_query(decoder, each) for each in workloads]
         self._workloads = workloads
+        self._begun: Iterator[Step] = iter(())
         self._meter = Meter()
 
     def run(self, workload: int, queries: int, seed: int) -> Slice:
@@ -102,18 +107,43 @@ class Model:
         others = np.random.default_rng((seed, 1))
         warm = time.perf_counter() + (_WARM_S if queries > 1 else 0)
         while time.perf_counter() < warm:
-            ask(others, time.perf_counter())
+            deque(ask(others, time.perf_counter()), 0)
+
+        def steps(begin: float) -> Iterator[Step]:
+            for arrival in (begin + np.cumsum(waits)).tolist():
+                if rate:
+                    _wait_until(arrival)
+                yield from ask(rng, arrival if rate else time.perf_counter())
+
+        return self._time(steps)
+
+    def begin(self, workload: int, steps: int, seed: int) -> Slice:
+        """Begin a query, and stop after some steps of it: the prompt, then tokens.
+
+        Args:
+            workload: number of the workload.
+            steps: at most those of the query.
+            seed: of the text.
+        """
+
+        def first(arrival: float) -> Iterator[Step]:
+            self._begun = self._queries[workload](np.random.default_rng(seed), arrival)
+            return islice(self._begun, steps)
+
+        return self._time(first)
+
+    def go_on(self, steps: int) -> Slice:
+        """Go on with the query that was begun last, and stop after some more steps."""
+        return self._time(lambda _: islice(self._begun, steps))
+
+    def _time(self, steps: Callable[[float], Iterable[Step]]) -> Slice:
+        """Run what is left of an iterator of steps, which is given the time at which it begins."""
         samples: dict[str, list[float]] = {}
         work, energy = 0, self._meter.read_j()
         begin = time.perf_counter()
-        arrivals = begin + np.cumsum(waits)
-        for arrival in arrivals.tolist():
-            if rate:
-                _wait_until(arrival)
-            times, made = ask(rng, arrival if rate else time.perf_counter())
+        for name, time_ms, made in steps(begin):
+            samples.setdefault(name, []).append(time_ms)
             work += made
-            for name, values in times.items():
-                samples.setdefault(name, []).extend(values)
         busy = time.perf_counter() - begin
         return Slice(samples, busy, work, self._meter.since_j(energy))
 
@@ -121,15 +151,15 @@ class Model:
 def _decoder_query(session: Session, workload: Workload) -> Query:
     shape = (workload.batch, workload.prompt_tokens)
 
-    def ask(rng: np.random.Generator, arrival: float) -> tuple[dict[str, list[float]], int]:
+    def ask(rng: np.random.Generator, arrival: float) -> Iterator[Step]:
         ids = rng.integers(session.vocab_size, size=shape)
         session.reset(workload.batch)
-        times = [arrival]
+        begin, name = arrival, "ttft_ms"
         for _ in range(1 + workload.new_tokens):
             ids = session.step(ids)[:, -1].argmax(axis=1)[:, None]
-            times.append(time.perf_counter())
-        first, *tokens = [1e3 * (end - begin) for begin, end in pairwise(times)]
-        return {"ttft_ms": [first], "token_ms": tokens}, workload.batch * (1 + workload.new_tokens)
+            yield name, 1e3 * (time.perf_counter() - begin), workload.batch
+            # Others may have had a turn.
+            begin, name = time.perf_counter(), "token_ms"
 
     return ask
 
@@ -168,10 +198,10 @@ def _network_query(session: NetworkSession, inputs: tuple[Port, ...], workload: 
     rows = rows_of(inputs, workload)
     feed = made_up(inputs, workload.sizes, batch=workload.batch)
 
-    def ask(rng: np.random.Generator, arrival: float) -> tuple[dict[str, list[float]], int]:
+    def ask(rng: np.random.Generator, arrival: float) -> Iterator[Step]:
         del rng
         session.run(feed)
-        return {"latency_ms": [1e3 * (time.perf_counter() - arrival)]}, rows
+        yield "latency_ms", 1e3 * (time.perf_counter() - arrival), rows
 
     return ask
 

@@ -14,10 +14,13 @@ import numpy as np
 from edgec.bundle.open import find_artifact
 from edgec.measure.parent import Worker, workers
 from edgec.measure.query import Slice
+from edgec.measure.worker import Begin, GoOn, Run
 from edgec.measure.workload import Workload
 
 _MEMINFO = Path("/proc/meminfo")
 _FEWEST_TURNS = 3
+# A query that takes so many times as long as a turn is divided into several.
+_LONG = 10
 # A bundle that loads within a few ms is loaded several times: a single time says little on a busy machine.
 _MOST_LOADS = 5
 _LOADING_S = 0.1
@@ -63,12 +66,14 @@ class Process(msgspec.Struct, frozen=True):
         peak_rss_bytes: of the process, Python included.
         slices: by workload, in the order of turns.
         size_bytes: of the artifact's files.
+        pieces: by workload, of how many slices a query is made; 1 for slices of whole queries.
     """
 
     load_ms: tuple[float, ...]
     peak_rss_bytes: int
     slices: tuple[tuple[Slice, ...], ...]
-    size_bytes: int = 0
+    size_bytes: int
+    pieces: tuple[int, ...]
 
 
 Round = tuple[Process, ...]
@@ -102,7 +107,7 @@ def race(bundles: Sequence[Path], course: Course) -> Iterator[Round]:
                 slices, peaks = _take(processes, turns, seeds, generator)
             for variant in group:
                 times = loads[variant] + again[variant]
-                found[variant] = Process(times, peaks[variant], slices[variant], sizes[variant])
+                found[variant] = Process(times, peaks[variant], slices[variant], sizes[variant], turns.pieces)
         yield tuple(found[variant] for variant in range(len(bundles)))
 
 
@@ -122,11 +127,24 @@ def have_room(bundles: Sequence[Path]) -> bool:
 
 
 class _Turns(msgspec.Struct, frozen=True):
-    """How often a process loads its bundle, how many turns it takes, and how many queries of each workload make one."""
+    """What processes do in a round.
+
+    Args:
+        loads: how often each loads its bundle.
+        count: how often each takes the turns of a workload.
+        queries: of each workload, whole ones in a turn.
+        steps: of each workload, of the turns that a query is divided into; empty where it is not.
+    """
 
     loads: int
     count: int
     queries: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Of how many slices a query is made."""
+        return tuple(len(steps) or 1 for steps in self.steps)
 
 
 def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int, ...] | None:
@@ -142,7 +160,7 @@ def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int
 
 def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: float) -> _Turns:
     """Ask each process once, and the first again, to see how long that takes; plan turns that fit into a round."""
-    queries, turn_s, needed = [], 0.0, _FEWEST_TURNS
+    queries, steps, turn_s, needed = [], [], 0.0, _FEWEST_TURNS
     for number, workload in enumerate(course.workloads):
         for process in processes.values():
             process.run(number, 1, 0)
@@ -154,12 +172,23 @@ def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: f
         # How many queries take a time as often as it is wanted.
         wanted = max((-(-n // len(probe.samples.get(name, "_"))) for name, n in course.at_least.items()), default=0)
         queries.append(max(-(-wanted // course.slices), round(course.slice_s / query_s), fewest))
+        steps.append(_divide(workload, probe, course.slice_s) if queries[-1] == 1 else ())
         turn_s += queries[-1] * query_s
         needed = max(needed, -(-wanted // queries[-1]))
     # What is there besides turns: a query to warm up, and loading.
     fits = int((course.round_s / variants - load_s - turn_s) / turn_s)
     loads = min(_MOST_LOADS, max(1, int(_LOADING_S / load_s)))
-    return _Turns(loads, min(course.slices, max(needed, fits)), tuple(queries))
+    return _Turns(loads, min(course.slices, max(needed, fits)), tuple(queries), tuple(steps))
+
+
+def _divide(workload: Workload, probe: Slice, slice_s: float) -> tuple[int, ...]:
+    """Return the steps of each turn that a long query is divided into: its prompt, then some tokens at a time."""
+    tokens = probe.samples.get("token_ms", ())
+    if workload.scenario != "single-stream" or not tokens or probe.busy_s < _LONG * slice_s:
+        return ()
+    at_once = max(1, round(1e3 * slice_s / float(np.median(tokens))))
+    whole, rest = divmod(workload.new_tokens, at_once)
+    return (1, *[at_once] * whole, *([rest] if rest else []))
 
 
 def _load(processes: dict[int, Worker], count: int, generator: np.random.Generator) -> dict[int, tuple[float, ...]]:
@@ -182,10 +211,19 @@ def _take(
         for process in processes.values():
             process.run(workload, 1, 0)  # the first query allocates what the others use again
         for seed in seeds[workload][: turns.count]:
-            for variant in generator.permutation(list(processes)).tolist():
-                ran = processes[variant].run(workload, count, seed)
-                taken[variant].append(ran.slice)
-                peaks[variant] = ran.peak_rss_bytes
+            for request in _requests(workload, count, turns.steps[workload], seed):
+                for variant in generator.permutation(list(processes)).tolist():
+                    ran = processes[variant].take(request)
+                    taken[variant].append(ran.slice)
+                    peaks[variant] = ran.peak_rss_bytes
         for variant, each in taken.items():
             slices[variant].append(tuple(each))
     return {variant: tuple(each) for variant, each in slices.items()}, peaks
+
+
+def _requests(workload: int, queries: int, steps: tuple[int, ...], seed: int) -> list[Run | Begin | GoOn]:
+    """Return the turns for whole queries, or for a query that is divided."""
+    if not steps:
+        return [Run(workload, queries, seed)]
+    first, *others = steps
+    return [Begin(workload, first, seed), *map(GoOn, others)]

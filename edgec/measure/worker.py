@@ -36,6 +36,20 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     seed: int
 
 
+class Begin(msgspec.Struct, tag=True, frozen=True):
+    """Run the first steps of a query; the answer is as for `Run`."""
+
+    workload: int
+    steps: int
+    seed: int
+
+
+class GoOn(msgspec.Struct, tag=True, frozen=True):
+    """Run some more steps of that query; the answer is as for `Run`."""
+
+    steps: int
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The process is there."""
 
@@ -62,7 +76,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     exit_code: int
 
 
-Request = Load | Run
+Request = Load | Run | Begin | GoOn
 Answer = Ready | Loaded | Ran | Failed
 
 
@@ -98,10 +112,19 @@ def _serve(answer: Callable[[Answer], None]) -> None:
                 reset_peak_rss()
                 model = Model(Path(load.bundle), load.workloads, load.threads)
                 answer(Loaded(model.load_ms))
-            case Run() as run:
+            case other:
                 assert model is not None
-                done = model.run(run.workload, run.queries, run.seed)
-                answer(Ran(done, peak_rss_bytes()))
+                answer(Ran(_run(model, other), peak_rss_bytes()))
+
+
+def _run(model: Model, request: Run | Begin | GoOn) -> Slice:
+    match request:
+        case Run(workload, queries, seed):
+            return model.run(workload, queries, seed)
+        case Begin(workload, steps, seed):
+            return model.begin(workload, steps, seed)
+        case GoOn(steps):
+            return model.go_on(steps)
 
 
 if __name__ == "__main__":

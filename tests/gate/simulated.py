@@ -31,4 +31,4 @@ def _process(rng: np.random.Generator, factor: float, shared: np.ndarray, turn: 
     times = factor * np.exp(shared + noise)
     slices = tuple(Slice({"latency_ms": [time, time, time]}, 3 * time / 1e3, 3) for time in times)
     load_ms = tuple((20 * np.exp(rng.normal(0, 0.1, 5))).tolist())
-    return Process(load_ms, int(80e6 * np.exp(rng.normal(0, 0.001))), (slices,), 1_000_000)
+    return Process(load_ms, int(80e6 * np.exp(rng.normal(0, 0.001))), (slices,), 1_000_000, (1,))

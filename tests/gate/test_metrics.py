@@ -16,7 +16,7 @@ def process(tokens=10, turns=3, **more):
         Slice({"ttft_ms": [5.0 + turn], "token_ms": list(np.arange(1.0, tokens + 1) + turn)}, 2.0, tokens, **more)
         for turn in range(turns)
     )
-    return Process((30.0, 20.0), 1000, (slices,), 50)
+    return Process((30.0, 20.0), 1000, (slices,), 50, (1,))
 
 
 def names(process):
@@ -90,3 +90,13 @@ def test_bounds_on_what_there_is_not_are_refused():
 
 def test_gated_percentiles_ask_for_their_sample():
     assert needed(["token_p99_ms", "token_p90_ms", "ttft_p50_ms", "load_ms"]) == {"token_ms": 662, "ttft_ms": 11}
+
+
+def test_rates_of_queries_in_pieces_are_of_whole_queries():
+    prompt = Slice({"ttft_ms": [90.0]}, 0.09, 1)
+    tokens = [Slice({"token_ms": [5.0, 5.0]}, 0.01, 2), Slice({"token_ms": [7.0]}, 0.01, 1)]
+    found = Process((1.0,), 1, ((prompt, *tokens, prompt, *tokens),), 1, (3,))
+    assert {"ttft_ms", "token_ms", "tokens_per_s"} <= set(names(found))
+    assert values(found, Measured("tokens_per_s", 0)) == pytest.approx([4 / 0.11] * 2)
+    assert values(found, Measured("ttft_ms", 0)).tolist() == [90, 90]
+    assert values(found, Measured("token_ms", 0)).tolist() == [5, 7, 5, 7]

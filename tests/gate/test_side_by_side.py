@@ -76,7 +76,7 @@ class TestRows:
 class TestOverload:
     def told(self, answers_per_s, rate):
         turns = tuple(Slice({"ttft_ms": [1.0] * 16, "token_ms": [1.0] * 64}, 16 / answers_per_s, 80) for _ in range(3))
-        process = Process((1.0,), 1, (turns,), 1)
+        process = Process((1.0,), 1, (turns,), 1, (1,))
         workload = Workload(scenario="server", rate_per_s=rate)
         return overloaded([(process, process)] * 2, (workload,), ("a", "b"))
 
@@ -140,7 +140,9 @@ def result(variants=3, workloads=SINGLE):
 
 
 def _repeated(process, count):
-    return Process(process.load_ms, process.peak_rss_bytes, process.slices * count, process.size_bytes)
+    return Process(
+        process.load_ms, process.peak_rss_bytes, process.slices * count, process.size_bytes, process.pieces * count
+    )
 
 
 class TestPlot:

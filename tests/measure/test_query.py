@@ -67,7 +67,12 @@ def recorded(query):
 
 
 def at_once(rng, arrival):
-    return {"latency_ms": [1e3 * (time.perf_counter() - arrival)]}, 1
+    return iter([("latency_ms", 1e3 * (time.perf_counter() - arrival), 1)])
+
+
+def made(steps):
+    """Return how many tokens or rows came out of a query."""
+    return sum(count for _, _, count in steps)
 
 
 class TestBundles:
@@ -197,6 +202,33 @@ class TestWarmUp:
         assert len(arrivals) == 1
 
 
+class TestPieces:
+    def test_a_query_in_pieces_is_the_query(self):
+        whole, pieces = Teller(), Teller()
+        model(Workload(**SHORT), _decoder_query(whole, Workload(**SHORT))).run(0, 1, 7)
+        asked = model(Workload(**SHORT), _decoder_query(pieces, Workload(**SHORT)))
+        done = [asked.begin(0, 1, 7), asked.go_on(2), asked.go_on(1)]
+        assert [{name: len(times) for name, times in each.samples.items()} for each in done] == [
+            {"ttft_ms": 1}, {"token_ms": 2}, {"token_ms": 1},
+        ]  # fmt: skip
+        assert sum(each.work for each in done) == 4
+        assert np.array_equal(whole.prompts, pieces.prompts)
+
+    def test_turns_of_others_do_not_count(self):
+        asked = model(Workload(**SHORT), _decoder_query(Teller(0.001), Workload(**SHORT)))
+        asked.begin(0, 1, 0)
+        time.sleep(0.05)
+        done = asked.go_on(3)
+        assert max(done.samples["token_ms"]) < 40
+        assert done.busy_s < 0.04
+
+    def test_a_query_that_begins_leaves_the_one_before(self):
+        asked = model(Workload(**SHORT), _decoder_query(Teller(), Workload(**SHORT)))
+        asked.begin(0, 1, 0)
+        assert list(asked.begin(0, 1, 1).samples) == ["ttft_ms"]
+        assert asked.go_on(3).work == 3
+
+
 class TestEnergy:
     def test_it_is_that_of_what_counts(self, tmp_path):
         package = tmp_path / "intel-rapl:0"
@@ -221,16 +253,16 @@ class TestRows:
     def test_offline_batches_reach_the_session(self):
         teller, machine = Teller(), Machine()
         offline = Workload(scenario="offline", batch=5, **SHORT)
-        assert _decoder_query(teller, offline)(np.random.default_rng(0), 0.0)[1] == 5 * 4
+        assert made(_decoder_query(teller, offline)(np.random.default_rng(0), 0.0)) == 5 * 4
         assert teller.batches == [5]
         assert np.shape(teller.prompts) == (1, 5, 4)
-        assert _network_query(machine, PORTS, offline)(np.random.default_rng(0), 0.0)[1] == 5
+        assert made(_network_query(machine, PORTS, offline)(np.random.default_rng(0), 0.0)) == 5
         assert machine.feeds[0]["x"].shape == (5, 2)
 
     def test_a_batch_by_name(self):
         machine = Machine()
         query = _network_query(machine, PORTS, Workload(sizes={"N": 7}))
-        assert query(np.random.default_rng(0), 0.0)[1] == 7
+        assert made(query(np.random.default_rng(0), 0.0)) == 7
         assert machine.feeds[0]["x"].shape == (7, 2)
 
     def test_a_batch_that_the_model_does_not_take(self):

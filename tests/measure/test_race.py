@@ -87,6 +87,15 @@ class TestRounds:
             assert process.size_bytes == sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
         assert first.slices != second.slices != again.slices
 
+    def test_long_queries_are_divided_into_turns(self, decoder):
+        # Long are those that take ten times as long as a turn.
+        course = Course(workloads=SINGLE, threads=1, slices=3, slice_s=1e-6)
+        ((first, second),) = islice(race((decoder, decoder), course), 1)
+        assert first.pieces == second.pieces == (3,)
+        for process in (first, second):
+            assert [list(turn.samples) for turn in process.slices[0]] == [["ttft_ms"], ["token_ms"], ["token_ms"]] * 3
+            assert {turn.work for turn in process.slices[0]} == {1}
+
     def test_offline_and_server(self, network):
         workloads = (Workload(scenario="offline", batch=4), Workload(scenario="server", rate_per_s=300))
         ((process,),) = islice(race((network,), Course(workloads=workloads, **QUICK)), 1)
