@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -28,6 +28,7 @@ def by_matrices(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]
     return variance**0.5, eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=8), st.integers(0, 99))
 def test_is_the_definition(sizes: list[int], seed: int):
     rng = np.random.default_rng(seed)

@@ -178,7 +178,7 @@ class TestArrivals:
     def test_nobody_waits_where_queries_come_slowly(self):
         workload = Workload(scenario="server", rate_per_s=50)
         done = model(workload, at_once).run(0, 10, 0)
-        assert np.median(done.samples["latency_ms"]) < 10
+        assert np.median(done.samples["latency_ms"]) < 20
         assert done.busy_s > 0.03  # with the time in which there was nothing to do
 
     def test_single_queries_do_not_wait_for_each_other(self):
@@ -217,10 +217,10 @@ class TestPieces:
     def test_turns_of_others_do_not_count(self):
         asked = model(Workload(**SHORT), _decoder_query(Teller(0.001), Workload(**SHORT)))
         asked.begin(0, 1, 0)
-        time.sleep(0.05)
+        time.sleep(1)
         done = asked.go_on(3)
-        assert max(done.samples["token_ms"]) < 40
-        assert done.busy_s < 0.04
+        assert max(done.samples["token_ms"]) < 900
+        assert done.busy_s < 0.9
 
     def test_a_query_that_begins_leaves_the_one_before(self):
         asked = model(Workload(**SHORT), _decoder_query(Teller(), Workload(**SHORT)))
