@@ -19,8 +19,10 @@ from edgec.measure.workload import Workload
 
 _MEMINFO = Path("/proc/meminfo")
 _FEWEST_TURNS = 3
-# A query that takes so many times as long as a turn is divided into several.
+# A query that takes so many times as long as a turn is divided into several, and fewer of them are enough.
 _LONG = 10
+_FEWEST_LONG = 2
+_WARM_STEPS = 4
 # A bundle that loads within a few ms is loaded several times: a single time says little on a busy machine.
 _MOST_LOADS = 5
 _LOADING_S = 0.1
@@ -160,7 +162,7 @@ def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int
 
 def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: float) -> _Turns:
     """Ask each process once, and the first again, to see how long that takes; plan turns that fit into a round."""
-    queries, steps, turn_s, needed = [], [], 0.0, _FEWEST_TURNS
+    queries, steps, turn_s, needed = [], [], 0.0, 1
     for number, workload in enumerate(course.workloads):
         for process in processes.values():
             process.run(number, 1, 0)
@@ -174,7 +176,7 @@ def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: f
         queries.append(max(-(-wanted // course.slices), round(course.slice_s / query_s), fewest))
         steps.append(_divide(workload, probe, course.slice_s) if queries[-1] == 1 else ())
         turn_s += queries[-1] * query_s
-        needed = max(needed, -(-wanted // queries[-1]))
+        needed = max(needed, -(-wanted // queries[-1]), _FEWEST_LONG if steps[-1] else _FEWEST_TURNS)
     # What is there besides turns: a query to warm up, and loading.
     fits = int((course.round_s / variants - load_s - turn_s) / turn_s)
     loads = min(_MOST_LOADS, max(1, int(_LOADING_S / load_s)))
@@ -209,7 +211,8 @@ def _take(
     for workload, count in enumerate(turns.queries):
         taken: dict[int, list[Slice]] = {variant: [] for variant in processes}
         for process in processes.values():
-            process.run(workload, 1, 0)  # the first query allocates what the others use again
+            # The first query allocates what the others use again; of a long one, a few tokens are enough.
+            process.take(Begin(workload, _WARM_STEPS, 0) if turns.steps[workload] else Run(workload, 1, 0))
         for seed in seeds[workload][: turns.count]:
             for request in _requests(workload, count, turns.steps[workload], seed):
                 for variant in generator.permutation(list(processes)).tolist():
