@@ -36,15 +36,15 @@ def share(found, verdict):
 
 @pytest.mark.parametrize("noise", [QUIET, NOISY])
 def test_equal_models_do_not_fail(noise):
-    found = gates(200, 0.0, noise, {"latency_ms": Bound()})
+    found = gates(120, 0.0, noise, {"latency_ms": Bound()})
     assert share(found, "fail") <= 4 / 500
     assert share(found, "inconclusive") <= 0.05
     held = np.mean([low <= 1 <= high for _, low, high, _ in found])
-    assert 0.91 <= held <= 0.99  # 200 gates: 0.95 +- 0.015
+    assert 0.89 <= held <= 0.995  # 120 gates: 0.95 +- 0.02
 
 
 def test_all_metrics_together_do_not_fail_equal_models():
-    found = gates(60, 0.0, QUIET, None)
+    found = gates(40, 0.0, QUIET, None)
     assert share(found, "fail") <= 0.01
     assert share(found, "inconclusive") <= 0.05
 
@@ -52,20 +52,20 @@ def test_all_metrics_together_do_not_fail_equal_models():
 @pytest.mark.parametrize(("slower", "power"), [(0.05, 0.8), (0.1, 0.95)])
 @pytest.mark.parametrize("noise", [QUIET, NOISY])
 def test_slower_models_fail(noise, slower, power):
-    found = gates(80, slower, noise, {"latency_ms": Bound()})
+    found = gates(60, slower, noise, {"latency_ms": Bound()})
     assert share(found, "fail") >= power
 
 
 def test_a_slowdown_as_large_as_is_allowed_rarely_fails():
     # The level is that of the hypothesis "at most allowed", one-sided: 0.025, looks and all.
-    found = gates(150, 0.02, NOISY, {"latency_ms": Bound()})
+    found = gates(100, 0.02, NOISY, {"latency_ms": Bound()})
     assert share(found, "fail") <= 0.05
 
 
 def test_intervals_hold_the_truth_of_slower_models_too():
-    found = gates(150, 0.05, NOISY, {"latency_ms": Bound()})
+    found = gates(100, 0.05, NOISY, {"latency_ms": Bound()})
     held = np.mean([low <= 1.05 <= high for _, low, high, _ in found])
-    assert 0.9 <= held <= 0.985
+    assert 0.88 <= held <= 0.995
 
 
 def test_noise_takes_more_rounds_not_more_alarms():
