@@ -2,15 +2,15 @@
 
 import os
 import pkgutil
-import signal
 import sys
 import traceback
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from edgec import __version__
+from edgec.cli import _interrupt
 from edgec.errors import EdgecError, explain
 
 
@@ -35,14 +35,10 @@ def edgec(debug: bool) -> None:
     del debug  # read from the command line in main(), where errors are printed
 
 
-def _terminate(_signum: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
     """Run the command line and exit with the documented code (see edgec/errors.py)."""
     debug = "--debug" in sys.argv[1:]
-    signal.signal(signal.SIGTERM, _terminate)  # so that clean-up runs as it does for Ctrl-C
+    _interrupt.install()
     try:
         edgec.main(standalone_mode=False)
         sys.stdout.flush()
@@ -56,7 +52,7 @@ def main() -> NoReturn:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
+        os._exit(130)  # what a second Ctrl-C left behind in a pool of threads would be waited for
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

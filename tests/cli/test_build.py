@@ -220,7 +220,10 @@ def test_an_interrupted_build_leaves_nothing(make_llama, tmp_path, how, story_te
             time.sleep(0.01)
         assert any(work.iterdir()), "the build has not begun"
         os.kill(build.pid, how)
-        _, stderr = build.communicate(timeout=60)
+        try:
+            _, stderr = build.communicate(timeout=60)
+        finally:
+            build.kill()
     assert build.returncode == 130
     assert "interrupted" in stderr
     assert list(work.iterdir()) == []
