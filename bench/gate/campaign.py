@@ -78,7 +78,7 @@ def read(path: Path) -> Iterator[dict]:
 def _gate(case: int, seed: int) -> Raced:
     baseline = bundle(WORK, 0)
     candidate = bundle(WORK, case)
-    return run_race(candidate, baseline, SETTINGS, None, confidence=0.95, seed=seed)
+    return run_race(candidate, baseline, SETTINGS, {}, confidence=0.95, seed=seed)
 
 
 def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dict[str, str]) -> dict:

@@ -6,13 +6,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgec.errors import OutputError
+from edgec.whole_file import whole_file
 
 # Other code, other results.
 _PACKAGES = ("calibrate", "checkpoint", "frontends", "graph", "quantize", "prune")
@@ -66,14 +66,8 @@ def whole(path: Path, what: str) -> Iterator[IO[bytes]]:
         OutputError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-            partial = Path(scratch) / path.name
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+        with whole_file(path) as file:
+            yield file
     except OSError as error:
         raise OutputError(
             f"cannot keep {what}: {error.strerror or error}",

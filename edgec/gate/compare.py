@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgec.gate.metrics import Measured, finite, measured, values
+from edgec.evaluate.fidelity import finite
+from edgec.gate.metrics import Measured, measured, values
 from edgec.gate.result import Finding
 from edgec.gate.statistics import Estimate, Values, hierarchical, noise
 from edgec.measure.race import Round

@@ -45,13 +45,11 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     quality, remarks = _compare(candidate, baseline, file, own, tick)
     raced = _NOTHING
     if isinstance(file.performance, Performance):
-        usual = file.performance.metrics
-        bounds = {**(usual or {}), **own.metrics} if usual is not None or own.metrics else None
         raced = run_race(
             candidate,
             baseline,
             file.performance,
-            bounds,
+            own.metrics,
             confidence=file.confidence,
             seed=file.seed,
             tick=lambda rounds: tick("round", rounds),

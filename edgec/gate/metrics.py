@@ -1,9 +1,8 @@
 """What a race tells of a process, by name; names end with their unit."""
 
 import difflib
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -120,25 +119,25 @@ def needed(names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def bounded(known: Sequence[Measured], bounds: dict[str, Bound] | None) -> dict[Measured, Bound]:
+def bounded(
+    known: Sequence[Measured], bounds: Mapping[str, Bound] | None, own: Mapping[str, Bound]
+) -> dict[Measured, Bound]:
     """Return the metrics that are gated.
+
+    Args:
+        known: what was measured.
+        bounds: of the gate file, by name; None for the usual ones of `known`.
+        own: of the target, in place of those of the same name.
 
     Raises:
         UsageError: the gate file names one that there is not.
     """
-    wanted = {name: bound for name, bound in BOUNDS.items() if any(name == each.name for each in known)}
-    if bounds is not None:
-        names = sorted({each.name for each in known})
-        for name in bounds.keys() - set(names):
-            close = difflib.get_close_matches(name, names, 1)
-            raise UsageError(
-                f"the gate file names the metric '{name}', which this model or machine does not give",
-                hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}",
-            )
-        wanted = bounds
+    names = sorted({each.name for each in known})
+    for name in sorted({*(bounds or ()), *own}.difference(names)):
+        close = difflib.get_close_matches(name, names, 1)
+        raise UsageError(
+            f"the gate file names the metric '{name}', which this model or machine does not give",
+            hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}",
+        )
+    wanted = {**(BOUNDS if bounds is None else bounds), **own}
     return {each: wanted[each.name] for each in known if each.name in wanted}
-
-
-def finite(value: float) -> float | None:
-    """Return a number, or None in place of what JSON cannot say."""
-    return value if math.isfinite(value) else None

@@ -5,7 +5,7 @@ compared with the mean of both; the second baseline beside the first is the sent
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from edgec.gate.looks import Plan, plan_looks
 from edgec.gate.metrics import Measured, bounded, needed
 from edgec.gate.result import Finding, judge
 from edgec.gate.settings import Bound, Performance
-from edgec.measure.race import Course, Round, have_room, race
+from edgec.measure.race import APART, Course, Round, have_room, race
 from edgec.measure.workload import Workload
 
 
@@ -39,17 +39,26 @@ class Judge:
         findings: of all metrics that are gated, as of when they were decided, or else of the last look.
     """
 
-    def __init__(self, workloads: Sequence[Workload], bounds: dict[str, Bound] | None, alpha: float, seed: int) -> None:
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        bounds: Mapping[str, Bound] | None,
+        own: Mapping[str, Bound],
+        alpha: float,
+        seed: int,
+    ) -> None:
         """Begin.
 
         Args:
             workloads: that are run.
             bounds: name of a metric -> what it may do; None for the usual ones.
+            own: the same, of the target, in place of those of the same name.
             alpha: one-sided, of the intervals that are shown, and of all looks of a metric.
             seed: of the bootstrap.
         """
         self.findings: dict[Measured, Finding] = {}
-        self._workloads, self._wanted, self._alpha, self._seed = workloads, bounds, alpha, seed
+        self._workloads, self._alpha, self._seed = workloads, alpha, seed
+        self._wanted = bounds, own
         self._bounds: dict[Measured, Bound] = {}
         self._plans: dict[Measured, Plan] = {}
 
@@ -59,11 +68,11 @@ class Judge:
         Raises:
             UsageError: a bound is on a metric that there is not.
         """
-        bounded(common([first]), self._wanted)
+        bounded(common([first]), *self._wanted)
 
     def plan(self, rounds: Sequence[Round], most: int) -> None:
         """Plan the looks from the first rounds; time allows for `most`."""
-        self._bounds = bounded(common(rounds), self._wanted)
+        self._bounds = bounded(common(rounds), *self._wanted)
         self._plans = plan_looks(rounds, self._bounds, self._alpha, most)
 
     def look(self, rounds: Sequence[Round], *, is_last: bool) -> bool:
@@ -74,9 +83,9 @@ class Judge:
             if not (decided or over) and (is_last or len(rounds) in plan.looks):
                 self.findings[metric] = self._judge(rounds, metric, plan, is_last=is_last)
         verdicts = {finding.verdict for finding in self.findings.values()}
-        open_ = [plan for metric, plan in self._plans.items() if plan.looks[-1] > len(rounds)]
+        more = any(plan.looks[-1] > len(rounds) for plan in self._plans.values())
         undecided = len(self.findings) < len(self._plans) or "inconclusive" in verdicts
-        return "fail" in verdicts or not undecided or not open_
+        return "fail" in verdicts or not (undecided and more)
 
     def reported(self, rounds: Sequence[Round]) -> tuple[Finding, ...]:
         """Return the metrics that are not gated."""
@@ -118,7 +127,7 @@ def run_race(
     candidate: Path,
     baseline: Path,
     wanted: Performance,
-    bounds: dict[str, Bound] | None,
+    own: Mapping[str, Bound],
     *,
     confidence: float,
     seed: int,
@@ -129,8 +138,8 @@ def run_race(
     Args:
         candidate: that is judged.
         baseline: that it is judged by.
-        wanted: how.
-        bounds: name of a metric -> what it may do; None for the usual ones.
+        wanted: how, and what they may do.
+        own: name of a metric -> what it may do on the target, in place of those of the same name.
         confidence: of the intervals that are shown.
         seed: of what is random.
         tick: told the number of rounds after each.
@@ -148,12 +157,12 @@ def run_race(
         workloads=workloads,
         threads=wanted.threads,
         round_s=wanted.time_limit_s / (wanted.min_rounds + 2),
-        at_least=needed(bounds or ()),
+        at_least=needed({*(wanted.metrics or ()), *own}),
         together=together,
         seed=seed,
     )
-    remarks = () if together else ("memory is short: each process ran alone, not in turn with the others",)
-    judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
+    remarks = () if together else (APART,)
+    judging = Judge(workloads, wanted.metrics, own, (1 - confidence) / 2, seed)
     rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
     if void:
         return Raced((), (), void, rounds, remarks)

@@ -9,7 +9,6 @@ SCHEMA_VERSION = 1
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Judged = Literal["pass", "fail", "inconclusive", "reported"]
-EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 5}
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

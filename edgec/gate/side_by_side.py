@@ -18,7 +18,7 @@ from edgec.gate.statistics import hierarchical
 from edgec.gate.subject import describe
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.query import rows_of
-from edgec.measure.race import Course, Round, have_room, race
+from edgec.measure.race import APART, Course, Round, have_room, race
 from edgec.measure.workload import Workload
 
 _SEED = 0
@@ -74,7 +74,7 @@ def put_side_by_side(
         started=started.isoformat(timespec="seconds"),
         environment=fingerprint(),
         remarks=(
-            *([] if together else ["memory is short: each process ran alone, not in turn with the others"]),
+            *([] if together else [APART]),
             *overloaded(taken, workloads, names),
         ),
     )

@@ -20,14 +20,12 @@ class Estimate(msgspec.Struct, frozen=True):
     Args:
         centre: of the logarithm of a ratio.
         error: its standard error.
-        rounds: that it comes from.
         freedom: degrees of freedom of the error.
         stretch: how many times as far as Student's t says an interval reaches to both sides.
     """
 
     centre: float
     error: float
-    rounds: int
     freedom: int
     stretch: float = 1.0
 
@@ -84,7 +82,7 @@ def hierarchical(
     if equals is not None:
         variance, freedom = max(variance, (variance + noise(rounds, contrast, equals)) / 2), 2 * freedom
     if variance == 0:
-        return Estimate(centre, 0.0, count, freedom)
+        return Estimate(centre, 0.0, freedom)
     redrawn = np.stack([_redraw(_centred(turns), contrast, generator) for turns in rounds])
     which = generator.integers(count, size=(resamples, count)), generator.integers(_REDRAWN, size=(resamples, count))
     drawn = redrawn[which]
@@ -94,7 +92,7 @@ def hierarchical(
     with np.errstate(divide="ignore", invalid="ignore"):  # a round drawn alone has no error: infinite, or no number
         scores = np.abs(means - redrawn.mean()) / errors
     reach = float(np.quantile(np.nan_to_num(scores, nan=0.0), 1 - 2 * level))
-    return Estimate(centre, (variance / count) ** 0.5, count, freedom, reach / quantile(count - 1, level))
+    return Estimate(centre, (variance / count) ** 0.5, freedom, reach / quantile(count - 1, level))
 
 
 def noise(rounds: Sequence[Values], contrast: Values, equals: Values) -> float:

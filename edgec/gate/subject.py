@@ -1,17 +1,14 @@
 """What a bundle says about itself."""
 
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from edgec.backends.backend import backend_of
 from edgec.bundle.manifest import MANIFEST, PLAN
 from edgec.bundle.open import find_artifact
-from edgec.errors import BundleError
 from edgec.gate.result import Subject
-
-T = TypeVar("T")
+from edgec.json_file import read_json
 
 
 class _Source(msgspec.Struct):
@@ -40,7 +37,8 @@ def describe(bundle: Path) -> Subject:
     backend = backend_of(find_artifact(bundle)).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     if not (bundle / PLAN).is_file():
         return Subject(path=str(bundle), backend=backend)
-    plan, manifest = _read(bundle / PLAN, _Plan), _read(bundle / MANIFEST, _Manifest)
+    plan = read_json(bundle / PLAN, _Plan, "the bundle's plan")
+    manifest = read_json(bundle / MANIFEST, _Manifest, "the bundle's manifest")
     return Subject(
         path=str(bundle),
         model=f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters",
@@ -49,10 +47,3 @@ def describe(bundle: Path) -> Subject:
         profile=plan.profile,
         sha256=manifest.content_sha256,
     )
-
-
-def _read(path: Path, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(f"the bundle's {path.stem} cannot be read: {error}", where=str(path)) from error

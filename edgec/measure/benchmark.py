@@ -7,13 +7,12 @@ import msgspec
 
 from edgec.backends.backend import backend_of
 from edgec.backends.network import read_network_settings
-from edgec.errors import MissingRuntimeError
 from edgec.measure.bandwidth import read_bandwidth_gb_per_s
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.latency import DecoderLatency, measure_decoder
 from edgec.measure.memory import peak_rss_bytes, reset_peak_rss
 from edgec.measure.network import NetworkLatency, made_up, measure_network
-from edgec.measure.query import check_sizes
+from edgec.measure.query import check_runs, check_sizes
 from edgec.measure.race import artifact_bytes
 
 
@@ -64,7 +63,7 @@ def bench_decoder(
     reset_peak_rss()
     start = time.perf_counter()
     backend = backend_of(artifact)
-    _check_runs(backend.not_run(artifact), artifact)
+    check_runs(backend, artifact, artifact)
     session = backend.open_session(artifact, "generate", threads=threads, max_length=prompt_tokens + new_tokens)
     load_ms = 1e3 * (time.perf_counter() - start)
     latency = measure_decoder(session, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)
@@ -94,7 +93,7 @@ def bench_network(artifact: Path, *, sizes: dict[str, int], runs: int, threads: 
     reset_peak_rss()
     start = time.perf_counter()
     backend = backend_of(artifact)
-    _check_runs(backend.not_run(artifact), artifact)
+    check_runs(backend, artifact, artifact)
     session = backend.open_network(artifact, "shipped", threads=threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     inputs = read_network_settings(artifact).inputs
@@ -106,12 +105,3 @@ def bench_network(artifact: Path, *, sizes: dict[str, int], runs: int, threads: 
         size_bytes=artifact_bytes(artifact),
         environment=fingerprint(),
     )
-
-
-def _check_runs(note: str | None, artifact: Path) -> None:
-    if note:
-        raise MissingRuntimeError(
-            f"there is nothing to time here: {note}",
-            where=str(artifact),
-            hint="time it on the device",
-        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgec.backends.backend import backend_of
+from edgec.backends.backend import Backend, backend_of
 from edgec.backends.network import NetworkSession, read_network_settings
 from edgec.backends.session import Session
 from edgec.bundle.open import find_artifact, is_network_bundle
@@ -68,10 +68,7 @@ class Model:
         artifact = find_artifact(bundle)
         start = time.perf_counter()
         backend = backend_of(artifact)
-        if note := backend.not_run(artifact):
-            raise MissingRuntimeError(
-                f"there is nothing to time here: {note}", where=str(bundle), hint="time it on the device"
-            )
+        check_runs(backend, artifact, bundle)
         if is_network_bundle(artifact):
             network = backend.open_network(artifact, "shipped", threads=threads)
             self.load_ms = 1e3 * (time.perf_counter() - start)
@@ -181,6 +178,18 @@ def rows_of(inputs: tuple[Port, ...], workload: Workload) -> int:
     if workload.batch != 1 and not batches:
         raise UsageError(f"the model takes no batch of {workload.batch}: it leaves no size of a batch open")
     return next(iter(given.values()), workload.batch)
+
+
+def check_runs(backend: Backend, artifact: Path, named: Path) -> None:
+    """Make sure that this machine runs an artifact, which the user named so.
+
+    Raises:
+        MissingRuntimeError: it does not.
+    """
+    if note := backend.not_run(artifact):
+        raise MissingRuntimeError(
+            f"there is nothing to time here: {note}", where=str(named), hint="time it on the device"
+        )
 
 
 def check_sizes(inputs: tuple[Port, ...], sizes: Mapping[str, int]) -> None:

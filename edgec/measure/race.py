@@ -118,6 +118,10 @@ def artifact_bytes(bundle: Path) -> int:
     return sum(path.stat().st_size for path in find_artifact(bundle).rglob("*") if path.is_file())
 
 
+APART = "memory is short: each process ran alone, not in turn with the others"
+"""What is to be said of a race whose processes were not there together."""
+
+
 def have_room(bundles: Sequence[Path]) -> bool:
     """Say whether there is memory for a process of each at once; yes where the machine does not tell."""
     try:

@@ -66,7 +66,7 @@ def test_rates_are_better_the_higher():
 
 
 def test_without_bounds_the_usual_metrics_are_gated():
-    found = bounded(measured(process(tokens=22)), None)
+    found = bounded(measured(process(tokens=22)), None, {})
     assert {metric.name for metric in found} == {
         "load_ms",
         "peak_rss_bytes",
@@ -79,12 +79,24 @@ def test_without_bounds_the_usual_metrics_are_gated():
 
 
 def test_bounds_of_the_gate_file_are_all_there_is():
-    assert bounded(measured(process()), {"token_ms": Bound()}) == {Measured("token_ms", 0): Bound()}
+    assert bounded(measured(process()), {"token_ms": Bound()}, {}) == {Measured("token_ms", 0): Bound()}
 
 
-def test_bounds_on_what_there_is_not_are_refused():
+def test_bounds_of_the_target_stand_in_place_of_those_of_the_same_name():
+    wide = Bound(allowed=1.1, margin=1.2)
+    usual = bounded(measured(process()), None, {})
+    assert bounded(measured(process()), None, {"load_ms": wide}) == {**usual, Measured("load_ms", None): wide}
+    assert bounded(measured(process()), {"token_ms": Bound(), "load_ms": Bound()}, {"load_ms": wide}) == {
+        Measured("token_ms", 0): Bound(),
+        Measured("load_ms", None): wide,
+    }
+
+
+@pytest.mark.parametrize("of_file", [True, False], ids=["file", "target"])
+def test_bounds_on_what_there_is_not_are_refused(of_file):
+    wrong = {"tokn_ms": Bound()}
     with pytest.raises(UsageError, match="token_ms") as caught:
-        bounded(measured(process()), {"tokn_ms": Bound()})
+        bounded(measured(process()), *((wrong, {}) if of_file else (None, wrong)))
     assert "token_ms" in (caught.value.hint or "")
 
 

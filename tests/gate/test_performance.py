@@ -21,7 +21,7 @@ WANTED = Performance(max_rounds=40)
 
 
 def judge(bounds=BOUNDS):
-    return Judge((Workload(),), bounds, 0.025, 0)
+    return Judge((Workload(),), bounds, {}, 0.025, 0)
 
 
 def some(number, slower=0.0, seed=0, **noise):

@@ -21,7 +21,7 @@ def gates(count, slower, noise, bounds):
     """Return the verdict, the interval of the latency, and the number of rounds of each of so many gates."""
     found = []
     for seed in range(count):
-        judging = Judge((Workload(),), bounds, 0.025, seed)
+        judging = Judge((Workload(),), bounds, {}, 0.025, seed)
         taken, void = follow(rounds(np.random.default_rng(seed), slower, **noise), judging, WANTED, clock=lambda: 0.0)
         assert void is None
         (latency,) = (finding for metric, finding in judging.findings.items() if metric.name == "latency_ms")
