@@ -18,7 +18,7 @@ demo: $(STAMP)  ## compile the embedded checkpoint to int8 and let it tell a sto
 	$(BIN)/edgec run out/demo --prompt 'Once' --max-new-tokens 120
 
 test: lint  ## lint, types, tests
-	$(BIN)/pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto  # a process for each core: threads of each would only wait
 
 coverage: $(STAMP)  ## the same tests, and which lines they run: a third slower
 	$(BIN)/pytest --numprocesses auto --cov --cov-report=term --cov-report=xml

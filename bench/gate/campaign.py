@@ -22,6 +22,7 @@ from pathlib import Path
 
 from workload import bundle
 
+from edgec.gate.limits import gated
 from edgec.gate.metrics import Measured, values
 from edgec.gate.performance import Raced, run_race
 from edgec.gate.result import overall
@@ -78,7 +79,7 @@ def read(path: Path) -> Iterator[dict]:
 def _gate(case: int, seed: int) -> Raced:
     baseline = bundle(WORK, 0)
     candidate = bundle(WORK, case)
-    return run_race(candidate, baseline, SETTINGS, {}, confidence=0.95, seed=seed)
+    return run_race(candidate, baseline, SETTINGS, gated(None, {}), confidence=0.95, seed=seed)
 
 
 def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dict[str, str]) -> dict:

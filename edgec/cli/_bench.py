@@ -4,10 +4,9 @@ import sys
 from itertools import groupby
 
 from edgec.cli._console import print_table, say
+from edgec.gate.quantity import quantity
 from edgec.gate.side_by_side_result import Row, SideBySide, value_text
 from edgec.measure.benchmark import Benchmark, NetworkBenchmark
-
-_MIB = 2**20
 
 
 def show(result: SideBySide) -> None:
@@ -57,8 +56,8 @@ def network_rows(result: NetworkBenchmark) -> list[tuple[str, str]]:
         ("one run, p50 / p90 / p99", f"{times.p50_ms:.2f} / {times.p90_ms:.2f} / {times.p99_ms:.2f} ms"),
         ("runs", f"{times.runs_per_s:.1f} in a second"),
         ("load", f"{result.load_ms:.0f} ms"),
-        ("peak memory", f"{result.peak_rss_bytes / _MIB:.0f} MiB"),
-        ("size on disk", f"{result.size_bytes / _MIB:.1f} MiB"),
+        ("peak memory", quantity(result.peak_rss_bytes, "bytes")),
+        ("size on disk", quantity(result.size_bytes, "bytes")),
         ("machine", f"{result.environment['cpu_model']}, {result.environment['usable_cpus']} CPUs"),
     ]
 
@@ -72,9 +71,9 @@ def decoder_rows(result: Benchmark) -> list[tuple[str, str]]:
         ("prefill", f"{times.prefill_tokens_per_s:.1f} tokens/s"),
         ("decode", f"{times.decode_tokens_per_s:.1f} tokens/s"),
         ("load", f"{result.load_ms:.0f} ms"),
-        ("peak memory", f"{result.peak_rss_bytes / _MIB:.0f} MiB"),
-        ("size on disk", f"{result.size_bytes / _MIB:.1f} MiB"),
-        ("weights read per token", f"{result.weight_bytes_per_token / _MIB:.1f} MiB"),
+        ("peak memory", quantity(result.peak_rss_bytes, "bytes")),
+        ("size on disk", quantity(result.size_bytes, "bytes")),
+        ("weights read per token", quantity(result.weight_bytes_per_token, "bytes")),
         (
             "memory bandwidth",
             f"{result.read_bandwidth_gb_per_s:.1f} GB/s, decoding uses {100 * result.bandwidth_share:.0f} %",

@@ -1,5 +1,6 @@
 """`edgec bench`: time bundles on this machine."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 _PROMPT_TOKENS, _NEW_TOKENS = 128, 64
 _RUNS, _REPEATS = 100, 5
-# With fewer rounds a bootstrap often draws the same round throughout, and intervals have no end.
+# With fewer rounds a bootstrap often draws the same round throughout, and intervals reach too far to say anything.
 _ROUNDS, _FEWEST_ROUNDS = 8, 5
 _COUNT = click.IntRange(min=1)
+_DIGITS = 9
 
 
 @click.command()
@@ -64,6 +66,7 @@ def command(*, bundles: tuple[Path, ...], compare: bool, plot: Path | None, as_j
     """
     wanted = _Wanted(**options)
     _check(bundles, plot, wanted, compare=compare)
+    _check_kind(bundles[0], wanted)
     if compare or wanted.races():
         _race(bundles, plot, wanted, as_json=as_json)
     else:
@@ -115,6 +118,8 @@ def _check(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, com
         raise UsageError("a plot compares bundles", hint="edgec bench --compare A B --plot FILE")
     if (wanted.scenario == "server") != (wanted.rate is not None):
         raise UsageError("--scenario server and --rate belong together", hint="such as --scenario server --rate 5")
+    if wanted.rate is not None and math.isnan(wanted.rate):  # which is within all limits
+        raise UsageError("--rate is no number", hint="such as --rate 5")
     if wanted.batch is not None and wanted.scenario != "offline":
         raise UsageError("--batch is for --scenario offline", hint="such as --scenario offline --batch 8")
     for name in ("runs", "repeats"):
@@ -122,18 +127,30 @@ def _check(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, com
             raise UsageError(f"--{name} is for one bundle alone, without a scenario", hint="--rounds says how often")
 
 
+def _check_kind(bundle: Path, wanted: _Wanted) -> None:
+    """Refuse options that are for models of the other kind."""
+    from edgec.bundle.open import find_artifact, is_network_bundle
+
+    is_network = is_network_bundle(find_artifact(bundle))
+    prompts = {"prompt-tokens": wanted.prompt_tokens, "new-tokens": wanted.new_tokens, "repeats": wanted.repeats}
+    inputs = {"size": wanted.sizes, "runs": wanted.runs}
+    for name, value in (prompts if is_network else inputs).items():
+        if value:
+            kind, is_ = ("decoder language models", "is none") if is_network else ("other models", "is a decoder")
+            raise UsageError(
+                f"--{name} is for {kind}, and this {is_}",
+                where=str(bundle),
+                hint=f"see {', '.join(f'--{other}' for other in (inputs if is_network else prompts))}",
+            )
+
+
 def _race(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, as_json: bool) -> None:
-    from edgec.bundle.open import is_network_bundle
     from edgec.cli._bench import show
-    from edgec.gate.formats._file import write_whole
     from edgec.gate.side_by_side import put_side_by_side
     from edgec.gate.side_by_side_plot import check_plot, draw
+    from edgec.whole_file import write_whole
 
     workloads = wanted.workloads()
-    if (wanted.prompt_tokens or wanted.new_tokens) and is_network_bundle(bundles[0]):
-        raise UsageError(
-            "this model is no decoder language model: it takes no prompt", where=str(bundles[0]), hint="see --size"
-        )
     if plot:
         check_plot(plot)
     if len(bundles) > 1:
@@ -156,7 +173,7 @@ def _sizes(settings: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for setting in settings:
         name, _, number = setting.partition("=")
-        if not (number.isascii() and number.isdigit() and int(number)):
+        if not (number.isascii() and number.isdigit() and len(number) <= _DIGITS and int(number)):
             raise UsageError(f"'{setting}' gives no size", hint="such as --size sequence=128")
         found[name] = int(number)
     return found

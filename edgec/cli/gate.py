@@ -1,17 +1,19 @@
 """`edgec gate`: judge a bundle by another one, on this machine, in one run."""
 
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgec.cli._console import json_option, print_json, print_table, progress, say
-from edgec.errors import InconclusiveError, RegressionError, UsageError, require
+from edgec.errors import EdgecError, InconclusiveError, RegressionError, UsageError, explain, require
 
 if TYPE_CHECKING:
     from edgec.gate.result import Finding, GateResult
-
-_MIB = 2**20
 
 
 @click.command()
@@ -43,10 +45,7 @@ def command(
     Both run in turn, in fresh processes, until it is clear or the time is up. Exit code 0: it is not worse; 1: it is;
     5: this machine could not tell.
     """
-    from edgec.gate.formats import plain, write_report
     from edgec.gate.gate import run_gate
-    from edgec.gate.history import record_of
-    from edgec.gate.history_file import append
     from edgec.gate.settings import GateFile, read_gate_file
 
     if history and not label.strip():
@@ -61,24 +60,15 @@ def command(
             bar.update(step, description=f"{what} {count}", advance=1)
 
         result = run_gate(candidate, baseline, file, tick)
-    for name, path in wanted:
-        write_report(result, name, path)
-    if as_json:
-        print_json(plain(result))
-    else:
-        _show(result)
-    if history:
-        append(history, record_of(result, label))
-    if result.verdict == "fail":
-        worse = ", ".join(finding.name for finding in result.findings if finding.verdict == "fail")
-        raise RegressionError(f"the candidate is worse than the baseline in {worse}", where=str(candidate))
-    if result.verdict == "inconclusive":
-        open_ = ", ".join(finding.name for finding in result.findings if finding.verdict == "inconclusive")
-        raise InconclusiveError(
-            result.void or f"it is not clear whether the candidate is worse in {open_}",
-            where=str(candidate),
-            hint="run it again on a quieter machine, with a longer `time_limit_s`, or with wider margins",
-        )
+    failures = _tell_all(_outputs(result, wanted, history, label, as_json=as_json))
+    verdict = _error(result, candidate)
+    # A candidate that is worse is worse whatever the disk says; else nobody may take for told what was not.
+    errors = [verdict, *failures] if result.verdict == "fail" else [*failures, verdict]
+    told = [error for error in errors if error is not None]
+    for other in told[1:]:
+        say(f"error: {other}")
+    if told:
+        raise told[0]
 
 
 def _report(report: str, *, as_json: bool) -> tuple[str, Path | None]:
@@ -92,6 +82,57 @@ def _report(report: str, *, as_json: bool) -> tuple[str, Path | None]:
     return name, Path(path) if path else None
 
 
+def _outputs(
+    result: "GateResult",
+    reports: list[tuple[str, Path | None]],
+    history: Path | None,
+    label: str,
+    *,
+    as_json: bool,
+) -> Iterator[Callable[[], object]]:
+    """Yield what tells a result: the table first."""
+    from edgec.gate.formats import plain, write_report
+    from edgec.gate.history import record_of
+    from edgec.gate.history_file import append
+
+    yield lambda: print_json(plain(result)) if as_json else _show(result)
+    for name, path in reports:
+        yield partial(write_report, result, name, path)
+    if history:
+        yield lambda: append(history, record_of(result, label))
+
+
+def _tell_all(outputs: Iterable[Callable[[], object]]) -> list[EdgecError]:
+    """Tell a result in all ways, whichever of them fail; return why they did."""
+    failures = []
+    for tell in outputs:
+        try:
+            tell()
+        except EdgecError as error:
+            failures.append(error)
+        except (BrokenPipeError, SystemExit):
+            # Who read the table has gone (rich ends the process then); the exit code says the verdict all the same.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            failures.append(explain(error))
+    return failures
+
+
+def _error(result: "GateResult", candidate: Path) -> EdgecError | None:
+    """Return what the verdict means for the exit code."""
+    deciding = (each.name for each in result.findings if each.verdict == result.verdict and result.counts(each))
+    names = ", ".join(deciding)
+    if result.verdict == "fail":
+        return RegressionError(f"the candidate is worse than the baseline in {names}", where=str(candidate))
+    if result.verdict == "inconclusive":
+        return InconclusiveError(
+            result.void or f"it is not clear whether the candidate is worse in {names}",
+            where=str(candidate),
+            hint="run it again on a quieter machine, with a longer `time_limit_s`, or with wider margins",
+        )
+    return None
+
+
 def _show(result: "GateResult") -> None:
     for remark in result.remarks:
         say(f"note: {remark}")
@@ -100,18 +141,20 @@ def _show(result: "GateResult") -> None:
         places = any(finding.where for finding in findings)
         columns = ("metric", *(["of"] if places else []), "baseline -> candidate", heading, "verdict")
         if findings:
-            print_table(columns, (_row(finding, places=places) for finding in findings))
+            print_table(columns, (_row(result, finding, places=places) for finding in findings))
     if result.sentinel:
         distance, name = max((abs((each.estimate or 1) - 1), each.name) for each in result.sentinel)
         say(f"the baseline beside itself: within {distance:.1%} (most in {name})")
     say(f"{result.verdict}, {result.rounds} rounds in {result.elapsed_s:.0f} s")
 
 
-def _row(finding: "Finding", *, places: bool) -> tuple[str, ...]:
+def _row(result: "GateResult", finding: "Finding", *, places: bool) -> tuple[str, ...]:
+    from edgec.gate.formats._text import judged
+    from edgec.gate.quantity import quantities
+
     found = "" if finding.estimate is None else f"{finding.estimate:.3f}"
     if finding.low is not None and finding.high is not None:
         found += f" ({finding.low:.3f} to {finding.high:.3f})"
-    scale, unit = (_MIB, "MiB") if finding.unit == "bytes" else (1, finding.unit)
-    values = [f"{value / scale:.4g}" for value in (finding.baseline, finding.candidate) if value is not None]
-    shown = f"{' -> '.join(values)} {unit}" if values else ""
-    return finding.metric, *([finding.where] if places else []), shown, found, finding.verdict
+    values = [value for value in (finding.baseline, finding.candidate) if value is not None]
+    shown = quantities(values, finding.unit)
+    return finding.metric, *([finding.where] if places else []), shown, found, judged(result, finding)

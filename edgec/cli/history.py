@@ -61,9 +61,12 @@ def show(*, file: Path, metric: str | None, machine: str | None, plot: Path | No
     from edgec.gate.history_file import read_history
     from edgec.gate.history_plot import write_plot
     from edgec.gate.history_series import series_of
+    from edgec.gate.side_by_side_plot import check_plot
 
     for package in ("ruptures", "scipy"):
         require(package, "gate")
+    if plot is not None:
+        check_plot(plot)
     history = read_history(file)
     found = series_of(history.records, metric, machine)
     for remark in history.remarks:
@@ -106,11 +109,12 @@ def compare(*, file: Path, label_a: str, label_b: str, as_json: bool) -> None:
 
 def _show(series: Sequence["Series"], record: "Record") -> None:
     """Print the series of one kind of bundle on one machine."""
-    from edgec.gate.formats._text import quantity
+    from edgec.gate.quantity import quantity
 
     facts = record.environment
     click.echo(f"{series[0].bundle} on machine {series[0].machine}")
-    click.echo(f"{facts['cpu_model']}, {facts.get('usable_cpus', '?')} CPUs, {facts.get('kernel', '')}")
+    cpu, kernel = facts.get("cpu_model", "unknown CPU"), facts.get("kernel", "unknown kernel")
+    click.echo(f"{cpu}, {facts.get('usable_cpus', '?')} CPUs, {kernel}")
     rows = [
         (
             each.metric,
@@ -139,7 +143,7 @@ def _show(series: Sequence["Series"], record: "Record") -> None:
 
 
 def _show_pair(found: "Comparison", first: str, second: str) -> None:
-    from edgec.gate.formats._text import quantity
+    from edgec.gate.quantity import quantity
 
     click.echo(f"{found.bundle} on machine {found.machine}")
     for name, label, runs in zip("AB", (first, second), found.runs, strict=True):

@@ -48,7 +48,7 @@ def command(
     branch, and runs `edgec gate`.
     """
     from edgec.gate.ci import GATE_FILE, GITLAB_ROOT, WORKFLOWS, gate_file, gitlab_include, workflow
-    from edgec.gate.formats._file import write_whole
+    from edgec.whole_file import write_whole
 
     root = out or _repository()
     setup = _setup(root, checkpoint, target, profile, install)

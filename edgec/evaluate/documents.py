@@ -57,7 +57,8 @@ def load_passages(text: Path | str, tokenizer: Tokenizer, *, tokens: int, window
     lines part; without those each window counts as one.
 
     Documents follow one another, and windows do not heed where they end. A tokenizer that marks the beginning of a text
-    does so for each window. At most 64 characters for each token wanted are read (and one line of a .jsonl file).
+    does so for each window. At most 64 characters for each token wanted are read (and one line of a .jsonl file), from
+    the beginning: what follows them in a longer text would take minutes to tokenize.
 
     Args:
         text: a file, "python-docs" or "python-source".

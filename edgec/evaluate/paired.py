@@ -84,13 +84,13 @@ def mcnemar(reference: NDArray[np.bool_], test: NDArray[np.bool_]) -> float:
     return min(1.0, float(2 * tail / 2**differ))
 
 
-def score_limit(lost: int, won: int, count: int, level: float) -> float:
+def score_limit(lost: float, won: float, count: int, level: float) -> float:
     """Return what the true loss in the share of right predictions is below with a chance of `level`, 0 to 1.
 
     Unlike a bootstrap it knows that few samples without a difference prove little.
 
     Args:
-        lost: samples that the reference gets right and the other model wrong.
+        lost: samples that the reference gets right and the other model wrong; parts of one, too.
         won: the other way round.
         count: all samples.
         level: such as 0.95 for the upper end, 0.05 for the lower end; needs scipy.
@@ -108,7 +108,7 @@ def score_limit(lost: int, won: int, count: int, level: float) -> float:
     return (low + high) / 2
 
 
-def _score(lost: int, won: int, count: int, loss: float) -> float:
+def _score(lost: float, won: float, count: int, loss: float) -> float:
     half = lost + won - (2 * count - lost + won) * loss
     won_share = (math.sqrt(half**2 + 8 * count * won * loss * (1 - loss)) + half) / (4 * count)
     spread = count * (2 * won_share + loss * (1 - loss))

@@ -1,9 +1,10 @@
 """What quality may lose, and the verdict on an interval of a loss.
 
-Verdicts are one-sided. A gate passes only if every gated finding does: an intersection-union test, which at the plain
-level of each finding wrongly passes a bad candidate no more often than that (Berger, "Multiparameter hypothesis testing
-and acceptance sampling", Technometrics 24, 1982). It fails if any of them does, and so would wrongly fail more often
-the more there are: that side shares the level among them (Bonferroni).
+Verdicts are one-sided, each at the level of one side of the interval that is shown: (1 - confidence) / 2. A gate passes
+only if every gated finding does: an intersection-union test, which at the plain level of each finding wrongly passes a
+bad candidate no more often than that (Berger, "Multiparameter hypothesis testing and acceptance sampling",
+Technometrics 24, 1982). It fails if any of them does, and so would wrongly fail more often the more there are: that
+side shares the level among them (Bonferroni), so that a false FAIL of all of quality is no more frequent either.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ class Bounds:
 
     Args:
         metrics: metric -> what it may lose; others are reported.
-        confidence: of intervals, two-sided; 1 - confidence is how often either verdict of the gate may be wrong.
+        confidence: of intervals, two-sided; (1 - confidence) / 2 is how often either verdict of all of quality may be
+            wrong.
         gated: how many findings with a bound there are in all.
     """
 
@@ -34,12 +36,13 @@ class Bounds:
 
     def decide(self, finding: Finding, limit: Limit) -> Finding:
         """Return a finding with its interval and its verdict."""
-        wrong = 1 - self.confidence
-        found = replace(finding, low=limit(wrong / 2), high=limit(1 - wrong / 2))
+        wrong = (1 - self.confidence) / 2
+        low, high = limit(wrong), limit(1 - wrong)
+        found = replace(finding, low=low, high=high)
         bound = self.metrics.get(finding.metric)
         if bound is None:
             return found
-        low, high = limit(wrong / max(1, self.gated)), limit(1 - wrong)
+        low = limit(wrong / max(1, self.gated))
         return replace(
             found,
             decided_low=low,

@@ -10,11 +10,12 @@ from edgec import __version__
 from edgec.bundle.open import is_network_bundle
 from edgec.errors import UsageError
 from edgec.gate.history import run_facts
+from edgec.gate.limits import Gated, gated
 from edgec.gate.network_quality import compare_networks
 from edgec.gate.performance import Raced, run_race
 from edgec.gate.quality import compare_decoders, decoder_bounds
 from edgec.gate.result import Finding, GateResult, Subject, overall
-from edgec.gate.settings import ForTarget, GateFile, Performance, Quality
+from edgec.gate.settings import ForTarget, GateFile, Grid, Performance, Quality
 from edgec.gate.subject import describe
 from edgec.measure.fingerprint import fingerprint
 
@@ -42,19 +43,21 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     if is_network_bundle(candidate) != is_network_bundle(baseline):
         raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
     own = _for_target(file, subjects[0])
-    quality, remarks = _compare(candidate, baseline, file, own, tick)
+    race = _race_of(file, own, network=is_network_bundle(candidate))
+    quality, remarks, data = _compare(candidate, baseline, file, own, tick)
     raced = _NOTHING
-    if isinstance(file.performance, Performance):
+    if race is not None:
         raced = run_race(
             candidate,
             baseline,
-            file.performance,
-            own.metrics,
+            *race,
             confidence=file.confidence,
             seed=file.seed,
             tick=lambda rounds: tick("round", rounds),
         )
     findings = (*raced.findings, *quality)
+    if raced.void is None and all(finding.verdict == "reported" for finding in findings):
+        raise UsageError("nothing was judged: no metric has a bound", hint="see docs/gates.md")
     return GateResult(
         verdict=overall(findings, raced.void),
         candidate=subjects[0],
@@ -66,7 +69,7 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
         confidence=file.confidence,
         elapsed_s=time.monotonic() - start,
         started=started.isoformat(timespec="seconds"),
-        environment={**fingerprint(), **run_facts(file)},
+        environment={**fingerprint(), **run_facts(file, data)},
         remarks=(*_differences(*subjects), *remarks, *raced.remarks),
         edgec=__version__,
     )
@@ -74,10 +77,10 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
 
 def _compare(
     candidate: Path, baseline: Path, file: GateFile, own: ForTarget, tick: Tick
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare what two bundles predict; return findings and remarks."""
+) -> tuple[tuple[Finding, ...], tuple[str, ...], dict[str, str]]:
+    """Compare what two bundles predict; return findings, remarks, and the SHA-256 of the data by name."""
     if not isinstance(file.quality, Quality):
-        return (), ()
+        return (), (), {}
     windows = count(1)
     if not is_network_bundle(candidate):
         return compare_decoders(
@@ -97,6 +100,21 @@ def _compare(
         seed=file.seed,
         tick=lambda _: tick("batch", next(windows)),
     )
+
+
+def _race_of(file: GateFile, own: ForTarget, *, network: bool) -> tuple[Performance, Gated] | None:
+    """Return how to race and what is gated, so that a gate file that asks for the impossible is refused at once."""
+    wanted = file.performance
+    if not isinstance(wanted, Performance):
+        return None
+    lengths = {(each.prompt_tokens, each.new_tokens) for each in wanted.workloads()}
+    if network and lengths != {(Grid().prompt_tokens, Grid().new_tokens)}:
+        raise UsageError(
+            "`prompt_tokens` and `new_tokens` are for decoder language models",
+            where="performance.workload",
+            hint="leave them out; `sizes` says how large the inputs are",
+        )
+    return wanted, gated(wanted.metrics, own.metrics)
 
 
 def _for_target(file: GateFile, candidate: Subject) -> ForTarget:

@@ -1,6 +1,7 @@
 """What a history keeps of a gate; `history_file` reads and writes it."""
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from edgec.measure.fingerprint import machine_hash
 SCHEMA_VERSION = 1
 """Of a `Record` as JSON: raised when a field changes its meaning or goes away, not when one is added."""
 
+# Of a hash: as many as tell data apart.
+_DIGITS = 16
 # What is printed must not be taken for a command by a terminal.
 _Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
@@ -69,15 +72,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return "/".join(filter(None, (self.model, self.target, self.profile, self.backend)))
 
 
-def run_facts(file: GateFile) -> dict[str, str]:
-    """Return what a gate runs, as facts beside the machine's: other work takes other times."""
+def run_facts(file: GateFile, data: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what a gate runs, as facts beside the machine's: other work takes other times, other data other values.
+
+    Args:
+        file: the gate's.
+        data: that quality was measured on, name -> SHA-256 in hex.
+    """
     facts = {}
     if isinstance(race := file.performance, Performance):
         every = [workload for grid in race.workload for workload in grid.workloads()]
         facts["threads"] = str(race.threads or "the runtime's choice")
         facts["workloads"] = "; ".join(map(_words, every))
     if isinstance(file.quality, Quality):
-        facts["evaluation"] = _words(file.quality)
+        hashes = [f"{Path(name).name}={sha256[:_DIGITS]}" for name, sha256 in (data or {}).items()]
+        facts["evaluation"] = ", ".join((_words(file.quality), *([f"sha256 {' '.join(hashes)}"] if hashes else [])))
     return facts
 
 

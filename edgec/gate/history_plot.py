@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from edgec.errors import UsageError, require
-from edgec.gate.formats._file import write_whole
+from edgec.errors import UsageError
 from edgec.gate.history_series import Series
+from edgec.gate.side_by_side_plot import check_plot
+from edgec.whole_file import write_whole
 
-FORMATS = (".svg", ".png")
 MOST = 40
 """Panels of a picture."""
 
@@ -34,14 +34,12 @@ def write_plot(series: Sequence[Series], path: Path) -> None:
         OutputError: it cannot be written.
         MissingRuntimeError: matplotlib is not installed.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError("a picture's name ends in .svg or .png", where=str(path))
+    check_plot(path)
     if not 0 < len(series) <= MOST:
         raise UsageError(
             f"a picture has 1 to {MOST} panels, and here are {len(series)} series",
             hint="draw one metric (--metric NAME) of one machine (--machine HASH)",
         )
-    require("matplotlib", "bench")
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +55,7 @@ def write_plot(series: Sequence[Series], path: Path) -> None:
     with mpl.rc_context(still), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # labels may be in any script
         figure.savefig(drawn, format=kind, dpi=120, metadata={"Date" if kind == "svg" else "Software": None})
-    write_whole(path, drawn.getvalue(), "the picture")
+    write_whole(path, drawn.getvalue(), "the plot")
 
 
 def _draw(axes: Any, series: Series) -> None:

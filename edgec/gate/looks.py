@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 
 from edgec.gate.compare import spread
+from edgec.gate.limits import Limits
 from edgec.gate.metrics import Measured
 from edgec.gate.sequential import levels
-from edgec.gate.settings import Bound
 from edgec.measure.race import Round
 
 _LOOKS = 4
@@ -33,7 +33,9 @@ class Plan(msgspec.Struct, frozen=True):
         return levels(tuple(look / looks[-1] for look in looks), alpha)[looks.index(rounds)]
 
 
-def plan_looks(rounds: Sequence[Round], bounds: dict[Measured, Bound], alpha: float, most: int) -> dict[Measured, Plan]:
+def plan_looks(
+    rounds: Sequence[Round], bounds: dict[Measured, Limits], alpha: float, most: int
+) -> dict[Measured, Plan]:
     """Decide from how much the baseline differs from itself in the first rounds how many there will be for each metric.
 
     Where these are enough to see the difference between what is allowed and the margin, the first look is the last.

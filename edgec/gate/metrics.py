@@ -1,30 +1,14 @@
 """What a race tells of a process, by name; names end with their unit."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cache
 
 import msgspec
 import numpy as np
 
-from edgec.errors import UsageError
-from edgec.gate.settings import Bound
 from edgec.gate.statistics import Values
 from edgec.measure.race import Process
-
-BOUNDS = {
-    "ttft_ms": Bound(),
-    "token_ms": Bound(),
-    "tokens_per_s": Bound(),
-    "latency_ms": Bound(),
-    "rows_per_s": Bound(),
-    # What else the disk and the page cache do is in it.
-    "load_ms": Bound(allowed=1.1, margin=1.35),
-    "peak_rss_bytes": Bound(),
-    "size_bytes": Bound(),
-}
-"""What is gated where the gate file names no metrics, as far as the model has it; all else is reported."""
 
 PERCENTILES = (50, 90, 99)
 
@@ -117,27 +101,3 @@ def needed(names: Iterable[str]) -> dict[str, int]:
             kind = f"{tail[1]}_ms"
             found[kind] = max(found.get(kind, 0), sample_size(int(tail[2])))
     return found
-
-
-def bounded(
-    known: Sequence[Measured], bounds: Mapping[str, Bound] | None, own: Mapping[str, Bound]
-) -> dict[Measured, Bound]:
-    """Return the metrics that are gated.
-
-    Args:
-        known: what was measured.
-        bounds: of the gate file, by name; None for the usual ones of `known`.
-        own: of the target, in place of those of the same name.
-
-    Raises:
-        UsageError: the gate file names one that there is not.
-    """
-    names = sorted({each.name for each in known})
-    for name in sorted({*(bounds or ()), *own}.difference(names)):
-        close = difflib.get_close_matches(name, names, 1)
-        raise UsageError(
-            f"the gate file names the metric '{name}', which this model or machine does not give",
-            hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}",
-        )
-    wanted = {**(BOUNDS if bounds is None else bounds), **own}
-    return {each: wanted[each.name] for each in known if each.name in wanted}

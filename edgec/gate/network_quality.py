@@ -6,29 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from msgspec.structs import replace
-
 from edgec.backends.backend import backend_of
 from edgec.backends.network import NetworkSession, NetworkSettings, read_network_settings
 from edgec.bundle.open import find_artifact
 from edgec.calibrate.samples import Samples, load_samples
 from edgec.errors import BundleError, CheckpointError, RegressionError, UsageError, require
-from edgec.evaluate.fidelity import finite
 from edgec.evaluate.metrics import Setting, Stats
-from edgec.evaluate.paired import draws, score_limit
 from edgec.evaluate.parts import parts
 from edgec.evaluate.setting import read_text_files, setting_of
 from edgec.evaluate.wanted import Wanted, wanted_metrics
 from edgec.frontends.network import Port
-from edgec.gate.bounds import Bounds, Limit
+from edgec.gate.bounds import Bounds
+from edgec.gate.network_findings import judge_samples
 from edgec.gate.result import Finding
 from edgec.gate.settings import Quality, QualityBound
 
 Tick = Callable[[str], object]
-
-# A bootstrap of fewer samples decides nothing: it cannot know of what is not among them.
-_FEWEST = 30
 
 
 @dataclass(frozen=True)
@@ -50,19 +43,20 @@ def compare_networks(
     confidence: float = 0.95,
     seed: int = 0,
     tick: Tick = lambda _: None,
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Return what was found on each set of samples, and remarks; nothing where the gate file names neither.
+) -> tuple[tuple[Finding, ...], tuple[str, ...], dict[str, str]]:
+    """Return what was found on each set of samples, remarks, and each set's SHA-256 in hex, by name.
+
+    There is nothing of each where the gate file names neither samples nor metrics.
 
     Both bundles run as they ship, one sample at a time, on what the baseline makes of the samples. Metrics that compare
-    with a float model compare with the baseline. The interval of a share of right predictions is Tango's, of other
-    metrics a paired bootstrap's, which decides nothing on fewer than 30 samples.
+    with a float model compare with the baseline. See `edgec.gate.network_findings` for intervals.
 
     Args:
         candidate: a bundle or an artifact.
         baseline: another.
         quality: names data, and how many samples of each.
         bounds: metric -> what it may lose, in its own unit.
-        confidence: of intervals, and 1 - confidence is how often a verdict may be wrong.
+        confidence: of intervals, two-sided: either verdict may be wrong in (1 - confidence) / 2 of gates.
         seed: of samples and intervals.
         tick: called after each sample.
 
@@ -73,7 +67,7 @@ def compare_networks(
         MissingRuntimeError: a runtime, or a package that the metric or the interval takes, is not installed.
     """
     if not (quality.data or bounds):
-        return (), ("quality was not compared: the gate file names no data and no metrics for such models",)
+        return (), ("quality was not compared: the gate file names no data and no metrics for such models",), {}
     if not quality.data:
         raise UsageError("nothing says what to measure quality on", where="quality.data", hint="name samples")
     if not bounds:
@@ -93,15 +87,16 @@ def compare_networks(
     pair = _Pair(sessions, settings.outputs, setting_of(settings.labels, settings.task, texts), tick)
     limits = Bounds(bounds, confidence, len(data) * len(wanted))
     names = [samples.name for samples in data.values()]
-    findings: list[Finding] = []
-    for name, samples in data.items():
-        where = samples.name if names.count(samples.name) == 1 else name
-        findings += _judge(pair, samples, wanted, limits, where, seed)
+    placed = {samples.name if names.count(samples.name) == 1 else name: samples for name, samples in data.items()}
+    findings = [
+        each for where, samples in placed.items() for each in _judge(pair, samples, wanted, limits, where, seed)
+    ]
     remarks = [each.not_run(artifact) for each, artifact in zip(backends, artifacts, strict=True)]
     if texts != read_text_files(artifacts[1]):
         remarks.append("the bundles' tokenizers differ: both models got the tokens of the baseline's")
     remarks += [remark for samples in data.values() for remark in samples.remarks]
-    return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark))
+    hashes = {where: samples.sha256 for where, samples in placed.items()}
+    return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark)), hashes
 
 
 def _check_alike(baseline: NetworkSettings, candidate: NetworkSettings) -> None:
@@ -137,7 +132,7 @@ def _judge(
         what = error.what.replace("the float model", "the baseline")
         raise BundleError(what, where=error.where, hint="look at these samples") from error
     return [
-        _finding(each, before, after, bounds, where, seed) for each, (before, after) in zip(wanted, stats, strict=True)
+        judge_samples(each, *both, bounds, where=where, seed=seed) for each, both in zip(wanted, stats, strict=True)
     ]
 
 
@@ -156,37 +151,3 @@ def _collect(pair: _Pair, samples: Samples, wanted: Sequence[Wanted]) -> list[tu
         (each.finish(before, pair.setting), each.finish(after, pair.setting))
         for each, (before, after) in zip(wanted, stats, strict=True)
     ]
-
-
-def _finding(wanted: Wanted, before: Stats, after: Stats, bounds: Bounds, where: str, seed: int) -> Finding:
-    better = wanted.metric.HIGHER_IS_BETTER
-    values = [finite(wanted.total(each)) for each in (before, after)]
-    found = Finding(
-        group="quality", metric=wanted.name, where=where, higher_is_better=better, scale="difference",
-        baseline=values[0], candidate=values[1],
-    )  # fmt: skip
-    limit = _limit(wanted, before, after, seed)
-    if values[0] is None or values[1] is None or limit is None:
-        return bounds.undecided(replace(found, note="the difference is not defined on these samples"))
-    loss = values[0] - values[1] if better else values[1] - values[0]
-    found = bounds.decide(replace(found, estimate=loss), limit)
-    if len(after) < _FEWEST and not _counts(wanted, after):
-        return replace(found, verdict="inconclusive", note=f"{len(after)} samples are too few for a verdict")
-    return found
-
-
-def _counts(wanted: Wanted, stats: Stats) -> bool:
-    """Say whether a metric is the share of samples that are right."""
-    return wanted.metric.IS_FLAG and bool((stats[:, 1] == 1).all())
-
-
-def _limit(wanted: Wanted, before: Stats, after: Stats, seed: int) -> Limit | None:
-    if _counts(wanted, after):
-        lost = int(((before[:, 0] == 1) & (after[:, 0] != 1)).sum())
-        won = int(((before[:, 0] != 1) & (after[:, 0] == 1)).sum())
-        return partial(score_limit, lost, won, len(after))
-    drawn = draws(before, after, wanted.metric.total, seed=seed)
-    if drawn is None:
-        return None
-    losses = -drawn if wanted.metric.HIGHER_IS_BETTER else drawn
-    return lambda level: float(np.quantile(losses, level))

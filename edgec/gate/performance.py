@@ -4,17 +4,20 @@ In each round there are three processes: the candidate, the baseline, and the ba
 compared with the mean of both; the second baseline beside the first is the sentinel.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edgec.gate.compare import CANDIDATE, SENTINEL, common, exp, find
+from edgec.gate.limits import Gated, Limits, bounded
 from edgec.gate.looks import Plan, plan_looks
-from edgec.gate.metrics import Measured, bounded, needed
+from edgec.gate.metrics import Measured, needed
 from edgec.gate.result import Finding, judge
-from edgec.gate.settings import Bound, Performance
+from edgec.gate.settings import Performance
+from edgec.measure.arrivals import overloaded
 from edgec.measure.race import APART, Course, Round, have_room, race
 from edgec.measure.workload import Workload
 
@@ -39,27 +42,19 @@ class Judge:
         findings: of all metrics that are gated, as of when they were decided, or else of the last look.
     """
 
-    def __init__(
-        self,
-        workloads: Sequence[Workload],
-        bounds: Mapping[str, Bound] | None,
-        own: Mapping[str, Bound],
-        alpha: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, workloads: Sequence[Workload], wanted: Gated, alpha: float, seed: int) -> None:
         """Begin.
 
         Args:
             workloads: that are run.
-            bounds: name of a metric -> what it may do; None for the usual ones.
-            own: the same, of the target, in place of those of the same name.
+            wanted: what metrics may do.
             alpha: one-sided, of the intervals that are shown, and of all looks of a metric.
             seed: of the bootstrap.
         """
         self.findings: dict[Measured, Finding] = {}
         self._workloads, self._alpha, self._seed = workloads, alpha, seed
-        self._wanted = bounds, own
-        self._bounds: dict[Measured, Bound] = {}
+        self._wanted = wanted
+        self._bounds: dict[Measured, Limits] = {}
         self._plans: dict[Measured, Plan] = {}
 
     def check(self, first: Round) -> None:
@@ -68,11 +63,11 @@ class Judge:
         Raises:
             UsageError: a bound is on a metric that there is not.
         """
-        bounded(common([first]), *self._wanted)
+        bounded(common([first]), self._wanted, self._workloads)
 
     def plan(self, rounds: Sequence[Round], most: int) -> None:
         """Plan the looks from the first rounds; time allows for `most`."""
-        self._bounds = bounded(common(rounds), *self._wanted)
+        self._bounds = bounded(common(rounds), self._wanted, self._workloads)
         self._plans = plan_looks(rounds, self._bounds, self._alpha, most)
 
     def look(self, rounds: Sequence[Round], *, is_last: bool) -> bool:
@@ -83,7 +78,7 @@ class Judge:
             if not (decided or over) and (is_last or len(rounds) in plan.looks):
                 self.findings[metric] = self._judge(rounds, metric, plan, is_last=is_last)
         verdicts = {finding.verdict for finding in self.findings.values()}
-        more = any(plan.looks[-1] > len(rounds) for plan in self._plans.values())
+        more = not is_last and any(plan.looks[-1] > len(rounds) for plan in self._plans.values())
         undecided = len(self.findings) < len(self._plans) or "inconclusive" in verdicts
         return "fail" in verdicts or not (undecided and more)
 
@@ -96,15 +91,24 @@ class Judge:
         )
 
     def sentinel(self, rounds: Sequence[Round]) -> tuple[Finding, ...]:
-        """Compare the baseline with itself in what is gated; it fails where it is surely other than itself."""
+        """Compare the baseline with itself in what is gated.
+
+        It fails where it is surely other than itself, and passes where it is surely within the margin of itself.
+        """
         level = self._alpha / max(1, len(self._bounds))
         found = []
         for metric, bound in self._bounds.items():
             estimate, finding = find(rounds, metric, SENTINEL, self._workloads, self._alpha, self._seed)
             low, high = exp(estimate.low(level)), exp(estimate.high(level))
+            away = max(estimate.high(self._alpha), -estimate.low(self._alpha))
             differs = (low or 0) > bound.allowed or (high or bound.allowed) < 1 / bound.allowed
-            verdict = "fail" if differs else "pass"
-            changes = {"decided_low": low, "decided_high": high, "allowed": bound.allowed, "verdict": verdict}
+            changes = {
+                "decided_low": low,
+                "decided_high": high,
+                "allowed": bound.allowed,
+                "margin": bound.margin,
+                "verdict": "fail" if differs else "pass" if away < math.log(bound.margin) else "inconclusive",
+            }
             found.append(msgspec.structs.replace(finding, **changes))
         return tuple(found)
 
@@ -127,7 +131,7 @@ def run_race(
     candidate: Path,
     baseline: Path,
     wanted: Performance,
-    own: Mapping[str, Bound],
+    bounds: Gated,
     *,
     confidence: float,
     seed: int,
@@ -138,8 +142,8 @@ def run_race(
     Args:
         candidate: that is judged.
         baseline: that it is judged by.
-        wanted: how, and what they may do.
-        own: name of a metric -> what it may do on the target, in place of those of the same name.
+        wanted: how.
+        bounds: what metrics may do.
         confidence: of the intervals that are shown.
         seed: of what is random.
         tick: told the number of rounds after each.
@@ -150,25 +154,26 @@ def run_race(
         InconclusiveError: a process was killed.
         MissingRuntimeError: what would run a bundle is not here.
     """
-    workloads = tuple(each for grid in wanted.workload for each in grid.workloads())
+    workloads = wanted.workloads()
     bundles = (baseline, baseline, candidate)
     together = have_room(bundles)
     course = Course(
         workloads=workloads,
         threads=wanted.threads,
         round_s=wanted.time_limit_s / (wanted.min_rounds + 2),
-        at_least=needed({*(wanted.metrics or ()), *own}),
+        at_least=needed(bounds.limits),
         together=together,
         seed=seed,
     )
     remarks = () if together else (APART,)
-    judging = Judge(workloads, wanted.metrics, own, (1 - confidence) / 2, seed)
+    judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
     rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
     if void:
         return Raced((), (), void, rounds, remarks)
     findings = (*judging.findings.values(), *judging.reported(rounds))
     sentinel = judging.sentinel(rounds)
-    return Raced(findings, sentinel, _unsteady(sentinel), rounds, remarks)
+    late = overloaded([(first, last) for first, _, last in rounds], workloads, ("the baseline", "the candidate"))
+    return Raced(findings, sentinel, _unsteady(findings, sentinel), rounds, (*remarks, *late))
 
 
 def follow(
@@ -213,12 +218,27 @@ def follow(
     return tuple(taken), None
 
 
-def _unsteady(sentinel: Sequence[Finding]) -> str | None:
-    """Return why a run counts for nothing: the baseline differs from itself."""
+def _unsteady(findings: Sequence[Finding], sentinel: Sequence[Finding]) -> str | None:
+    """Return why a run counts for nothing: the baseline differs from itself, or is not seen to be like itself.
+
+    A candidate that is worse even so is worse.
+    """
     for each in sentinel:
         if each.verdict == "fail":
             return (
                 f"the machine is too unsteady: the baseline differs from itself in {each.name}, by a factor of "
-                f"{each.estimate:.3f} ({each.decided_low:.3f} to {each.decided_high:.3f})"
+                f"{_interval(each.decided_low, each.decided_high)}"
             )
+    verdicts = {each.name: each.verdict for each in findings}
+    if "fail" not in verdicts.values():
+        for each in sentinel:
+            if each.verdict == verdicts[each.name] == "inconclusive":
+                return (
+                    f"the machine is too unsteady: the baseline beside itself gives {each.name} times "
+                    f"{_interval(each.low, each.high)}, and the margin is {each.margin:g}"
+                )
     return None
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return f"{low or 0:.3f} to {'infinity' if high is None else f'{high:.3f}'}"

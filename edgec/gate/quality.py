@@ -67,8 +67,8 @@ def compare_decoders(
     bounds: Mapping[str, QualityBound],
     confidence: float = 0.95,
     tick: Tick = lambda _: None,
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Return what was found of each text, and remarks.
+) -> tuple[tuple[Finding, ...], tuple[str, ...], dict[str, str]]:
+    """Return what was found of each text, remarks, and each text's SHA-256 in hex, by name.
 
     Both bundles run as they ship, side by side in this process; logits of 128 tokens are in memory at once.
 
@@ -77,7 +77,7 @@ def compare_decoders(
         baseline: another.
         quality: texts, tokens and window; the window is at most the shorter context of the two.
         bounds: of `decoder_bounds`; metrics without one are reported.
-        confidence: of intervals, and 1 - confidence is how often a verdict may be wrong.
+        confidence: of intervals, two-sided: either verdict may be wrong in (1 - confidence) / 2 of gates.
         tick: called after each window.
 
     Raises:
@@ -100,17 +100,19 @@ def compare_decoders(
     names = [passages.name for passages in texts.values()]
     limits = Bounds(bounds, confidence, len(texts) * len(bounds))
     findings: list[Finding] = []
+    hashes = {}
     remarks = [b.not_run(artifact) for b, artifact in zip(backends, artifacts, strict=True)]
     for text, passages in texts.items():
         tokens = compare_sessions(sessions[0], sessions[1], passages.windows, tick)
         documents = passages.documents[:, 1:].reshape(-1)
         windows = np.repeat(np.arange(len(passages.windows)), passages.windows.shape[1] - 1)
         where = passages.name if names.count(passages.name) == 1 else text
+        hashes[where] = passages.sha256
         findings += judge_text(tokens, documents, windows, limits, where=where)
         remarks += passages.remarks
         if tokens[0].mean() > np.log(sessions[0].vocab_size):
             remarks.append(f"the baseline predicts {where} worse than chance: such text says nothing about its quality")
-    return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark))
+    return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark)), hashes
 
 
 def _passages(text: str, tokenizers: Sequence[Tokenizer], tokens: int, window: int) -> Passages:

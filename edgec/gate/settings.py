@@ -11,6 +11,7 @@ from edgec.measure.workload import Scenario, Workload
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Ratio = Annotated[float, msgspec.Meta(ge=1, le=1000)]
+_Loss = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,16 +22,12 @@ class Bound(_Table, frozen=True, kw_only=True):
     """What a metric may do, as a ratio to the baseline above which it is worse.
 
     Args:
-        allowed: the gate fails when the metric is surely worse than that.
-        margin: it passes when the metric is surely better than that.
+        allowed: the gate fails when the metric is surely worse than that.  [default: the usual of the metric]
+        margin: it passes when the metric is surely better than that.  [default: the usual of the metric]
     """
 
-    allowed: _Ratio = 1.02
-    margin: _Ratio = 1.05
-
-    def __post_init__(self) -> None:
-        if self.margin <= self.allowed:
-            raise ValueError(f"`margin` ({self.margin}) must be above `allowed` ({self.allowed})")
+    allowed: _Ratio | None = None
+    margin: _Ratio | None = None
 
 
 class Grid(_Table, frozen=True, kw_only=True):
@@ -78,11 +75,23 @@ class Performance(_Table, frozen=True, kw_only=True):
     """
 
     threads: _Count | None = None
-    time_limit_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
     min_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 6
     max_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 60
-    workload: tuple[Grid, ...] = (Grid(),)
+    workload: Annotated[tuple[Grid, ...], msgspec.Meta(min_length=1)] = (Grid(),)
     metrics: dict[str, Bound] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < self.min_rounds:
+            raise ValueError(f"`max_rounds` ({self.max_rounds}) must be at least `min_rounds` ({self.min_rounds})")
+
+    def workloads(self) -> tuple[Workload, ...]:
+        """Return all workloads, each once."""
+        found: list[Workload] = []
+        for each in (workload for grid in self.workload for workload in grid.workloads()):
+            if each not in found:
+                found.append(each)
+        return tuple(found)
 
 
 class QualityBound(_Table, frozen=True, kw_only=True):
@@ -94,8 +103,8 @@ class QualityBound(_Table, frozen=True, kw_only=True):
         allowed: it fails when the loss is surely larger than that.  [default: the margin]
     """
 
-    margin: Annotated[float, msgspec.Meta(ge=0)]
-    allowed: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    margin: _Loss
+    allowed: _Loss | None = None
 
     def __post_init__(self) -> None:
         if self.allowed is not None and self.allowed > self.margin:
@@ -147,6 +156,13 @@ class GateFile(_Table, frozen=True, kw_only=True):
     performance: Performance | bool = Performance()
     quality: Quality | bool = Quality()
     targets: dict[str, ForTarget] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("performance", "quality"):
+            if getattr(self, name) is True:
+                raise ValueError(f"`{name} = true` says nothing: leave it out for the usual, or write [{name}]")
+        if self.performance is False and self.quality is False:
+            raise ValueError("with neither performance nor quality there is nothing to compare")
 
 
 def read_gate_file(path: Path) -> GateFile:

@@ -16,14 +16,13 @@ from edgec.gate.metrics import Measured
 from edgec.gate.side_by_side_result import Cell, Row, SideBySide, names_of
 from edgec.gate.statistics import hierarchical
 from edgec.gate.subject import describe
+from edgec.measure.arrivals import overloaded
 from edgec.measure.fingerprint import fingerprint
 from edgec.measure.query import rows_of
 from edgec.measure.race import APART, Course, Round, have_room, race
 from edgec.measure.workload import Workload
 
 _SEED = 0
-# Of the queries that arrive, the share that has to be answered as fast as they come.
-_KEPT_UP = 0.8
 
 
 def put_side_by_side(
@@ -40,7 +39,7 @@ def put_side_by_side(
     Args:
         bundles: the others are compared with the first; one alone is measured.
         workloads: what all run.
-        rounds: at least five where there is something to compare; with fewer, intervals may have no end.
+        rounds: at least five where there is something to compare; with fewer, intervals reach too far to say anything.
         threads: of the runtimes; None leaves that to them.
         confidence: of each interval.
         tick: called after each round.
@@ -127,20 +126,3 @@ def row_of(rounds: Sequence[Round], metric: Measured, confidence: float) -> Row:
         higher_is_better=metric.higher_is_better,
         bundles=tuple(cells),
     )
-
-
-def overloaded(rounds: Sequence[Round], workloads: Sequence[Workload], names: Sequence[str]) -> tuple[str, ...]:
-    """Return a remark on each bundle that queries come too fast for."""
-    remarks = []
-    for number, workload in enumerate(workloads):
-        for variant, name in enumerate(names if workload.rate_per_s else ()):
-            slices = [turn for each in rounds for turn in each[variant].slices[number]]
-            # The first token, or the answer: there is one in each query.
-            queries = sum(min(map(len, turn.samples.values())) for turn in slices)
-            rate = queries / sum(turn.busy_s for turn in slices)
-            if rate < _KEPT_UP * (workload.rate_per_s or 0):
-                remarks.append(
-                    f"{name} answers {rate:.3g} queries in a second, and {workload.rate_per_s:g} arrive: "
-                    "they wait in a queue that grows, and times say how long it was measured"
-                )
-    return tuple(remarks)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgec.errors import OutputError, UsageError, require
-from edgec.gate.metrics import BOUNDS
+from edgec.gate.limits import USUAL
 from edgec.gate.side_by_side_result import Cell, Row, SideBySide, value_text
 
 SUFFIXES = (".png", ".svg")
@@ -36,7 +36,7 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"a plot is a file that ends with {' or '.join(SUFFIXES)}", where=str(path), hint="such as bench.svg"
+            f"a plot is a file that ends with {' or '.join(SUFFIXES)}", where=str(path), hint="such as plot.svg"
         )
     if path.exists() and not path.is_file():
         raise OutputError("the plot cannot be written: there is something else", where=str(path))
@@ -86,7 +86,7 @@ def draw(result: SideBySide, kind: str) -> bytes:
 
 def _panels(result: SideBySide) -> list[tuple[str, list[Row]]]:
     """Return title and rows of each panel: what a gate would look at, and energy; percentiles are in the table."""
-    shown = [row for row in result.rows if row.metric in BOUNDS or row.metric == "energy_mj"]
+    shown = [row for row in result.rows if row.metric in USUAL or row.metric == "energy_mj"]
     numbers = [*range(len(result.workloads)), None]
     panels = [(result.title(number), [row for row in shown if row.workload == number]) for number in numbers]
     return [(title, rows) for title, rows in panels if rows]

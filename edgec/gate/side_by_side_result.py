@@ -7,10 +7,9 @@ from typing import Literal
 import msgspec
 
 from edgec import __version__
+from edgec.gate.quantity import quantity
 from edgec.gate.result import Subject
 from edgec.measure.workload import Workload
-
-_KIB, _MIB = 2**10, 2**20
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,11 +92,7 @@ class SideBySide(msgspec.Struct, frozen=True, kw_only=True):
 
 def value_text(value: float | None, unit: str) -> str:
     """Return a value with its unit, for people."""
-    if value is None:
-        return ""
-    if unit != "bytes":
-        return f"{value:.4g} {unit}"
-    return f"{value / _MIB:.2f} MiB" if value >= _MIB else f"{value / _KIB:.2f} KiB"
+    return "" if value is None else quantity(value, unit)
 
 
 def names_of(paths: Sequence[str]) -> tuple[str, ...]:

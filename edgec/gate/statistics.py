@@ -12,6 +12,11 @@ RESAMPLES = 4000
 
 # Times that the turns of each round are drawn anew.
 _REDRAWN = 100
+# From so many times the variance that its baselines speak of, a candidate is noisier than they are, and they say
+# nothing of it.
+_NOISIER = 2.5
+# Of logarithms: where rounds are equal but for one, draws without that one have none, and would say that it cannot be.
+_LEAST_ERROR = 1e-4
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -79,8 +84,8 @@ def hierarchical(
     count = len(rounds)
     centres = contrasts(rounds, contrast)
     centre, variance, freedom = float(centres.mean()), float(centres.var(ddof=1)), count - 1
-    if equals is not None:
-        variance, freedom = max(variance, (variance + noise(rounds, contrast, equals)) / 2), 2 * freedom
+    if equals is not None and variance < _NOISIER * (expected := noise(rounds, contrast, equals)):
+        variance, freedom = max(variance, (variance + expected) / 2), 2 * freedom
     if variance == 0:
         return Estimate(centre, 0.0, freedom)
     redrawn = np.stack([_redraw(_centred(turns), contrast, generator) for turns in rounds])
@@ -89,10 +94,10 @@ def hierarchical(
     means = drawn.mean(axis=1)
     drawn -= means[:, None]
     errors = np.sqrt((drawn**2).sum(axis=1) / (count * (count - 1)))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a round drawn alone has no error: infinite, or no number
-        scores = np.abs(means - redrawn.mean()) / errors
-    reach = float(np.quantile(np.nan_to_num(scores, nan=0.0), 1 - 2 * level))
-    return Estimate(centre, (variance / count) ** 0.5, freedom, reach / quantile(count - 1, level))
+    scores = np.abs(means - redrawn.mean()) / np.maximum(errors, _LEAST_ERROR)
+    reach = float(np.quantile(scores, 1 - 2 * level))
+    error = max((variance / count) ** 0.5, _LEAST_ERROR)
+    return Estimate(centre, error, freedom, reach / quantile(count - 1, level))
 
 
 def noise(rounds: Sequence[Values], contrast: Values, equals: Values) -> float:

@@ -1,11 +1,12 @@
 """A process of a race: loads one bundle, and times it when it is its turn (`python -m edgec.measure.worker`).
 
-It reads requests and writes answers, a line of JSON each; what libraries print goes to stderr. Between its turns it
-sleeps.
+It reads requests and writes answers, a line of JSON each; what libraries print goes to stderr. Between its turns the
+parent stops it.
 """
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,8 @@ from edgec.errors import EdgecError, explain
 from edgec.measure.memory import peak_rss_bytes, reset_peak_rss
 from edgec.measure.query import Model, Slice
 from edgec.measure.workload import Workload
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
@@ -82,6 +85,7 @@ Answer = Ready | Loaded | Ran | Failed
 
 def main() -> None:
     """Answer requests until there are no more."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     gc.disable()
@@ -96,6 +100,14 @@ def main() -> None:
         with suppress(BrokenPipeError):  # the parent is gone
             answer(Failed(told.what, told.where, told.hint, told.exit_code))
     os._exit(0)  # runtimes take their time to tear down
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when the parent ends, however that does: stopped, it would not notice."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(answer: Callable[[Answer], None]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_models import save_random
+from thinned import thinned
 
 from edgec.backends.backend import Job, backend_names, get_backend
 from edgec.backends.tensorrt.compile import write_graph
@@ -45,6 +46,7 @@ OTHER_WRITERS = {"onnx_cpu without VNNI": ("onnx_cpu", "x86-avx2", get_backend("
 STORYTELLER = Path(__file__).parents[2] / "examples" / "storyteller"
 PROMPT_THEN_TOKENS = ((0, 30), (30, 31), (31, 39), (39, 40))
 INT4, INT8 = Scheme("int4", 32), Scheme("int8", None)
+KINDS = sorted(families())
 
 
 def test_no_backend_is_left_out():
@@ -115,9 +117,7 @@ def source(tmp_path_factory):
 STORAGES = [INT4, Scheme("int4", 128), Scheme("int4", None), INT8, "fp16", "fp32"]
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=str)
-@pytest.mark.parametrize("kind", sorted(families()))
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("writer", "kind", "storage"), thinned(list(WRITERS), KINDS, STORAGES, keep=3))
 def test_integers_and_logits(writer, kind, storage, source, tmp_path):
     built = Built(writer, source(kind), tmp_path, storage)
     integers = check_integers(built.model, built.backend.read_codes(built.artifact))
@@ -178,8 +178,7 @@ def static(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("kind", sorted(families()))
-@pytest.mark.parametrize("writer", [*WRITERS, "onnx_cpu without VNNI"])
+@pytest.mark.parametrize(("writer", "kind"), thinned([*WRITERS, *OTHER_WRITERS], KINDS, keep=2))
 def test_static_activations(writer, kind, source, static, tmp_path):
     built = Built(writer, source(kind), tmp_path, INT8, static)
     scales = built.backend.read_scales(built.artifact)
@@ -205,8 +204,7 @@ def test_integer_kernels_compute_what_the_canonical_graph_does(writer, kind, sou
     assert (built.errors("evaluate", built.model) > 1e-3).all()
 
 
-@pytest.mark.parametrize("kind", sorted(families()))
-@pytest.mark.parametrize("writer", ["onnx_cpu", "tensorrt"])
+@pytest.mark.parametrize(("writer", "kind"), thinned(["onnx_cpu", "tensorrt"], KINDS, keep=2))
 def test_an_int8_cache_with_a_scale_for_each_head(writer, kind, source, tmp_path):
     head, bounds = STATIC.split("weights.dtype", maxsplit=1)[0], STATIC[STATIC.index("[calib") :]
     (tmp_path / "cache.toml").write_text(f'{head}weights.dtype = "fp32"\nruntime.kv_cache = "int8"\n{bounds}')
@@ -269,8 +267,7 @@ def test_partly_rotated_heads(writer, fraction, source, tmp_path):
     assert Built(writer, checkpoint, tmp_path, INT4).exact_error() < 1e-4
 
 
-@pytest.mark.parametrize("kind", sorted(families()))
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("writer", "kind"), thinned(list(WRITERS), KINDS, keep=2))
 def test_generation_gives_the_last_logits_of_evaluation(writer, kind, source, tmp_path):
     built = Built(writer, source(kind), tmp_path, INT4)
     ids = np.random.default_rng(0).integers(3, 97, (1, 20))
@@ -285,14 +282,13 @@ def test_generation_gives_the_last_logits_of_evaluation(writer, kind, source, tm
     assert settings.context_length == 64
 
 
-TRAINED = [("int4", INT4), ("int8", INT8), ("fp16", "fp16"), ("fp32", "fp32"), ("int8-static", INT8)]
+TRAINED = {"int4": INT4, "int8": INT8, "fp16": "fp16", "fp32": "fp32", "int8-static": INT8}
 
 
-@pytest.mark.parametrize(("profile", "storage"), TRAINED)
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_trained_model_in_shipped_mode(writer, profile, storage, tmp_path):
+@pytest.mark.parametrize(("writer", "profile"), thinned(list(WRITERS), list(TRAINED), keep=2))
+def test_a_trained_model_in_shipped_mode(writer, profile, tmp_path):
     source = STORYTELLER / "checkpoint"
-    built = Built(writer, source, tmp_path, storage, profile)
+    built = Built(writer, source, tmp_path, TRAINED[profile], profile)
     text = STORYTELLER / "data" / "heldout.txt"
     windows = load_corpus(text, Tokenizer.from_directory(source), tokens=1024, window=128).windows
 

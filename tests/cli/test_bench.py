@@ -155,10 +155,17 @@ class TestRefusals:
             (("cnn", "--scenario", "offline", "--runs", "3"), "--runs is for"),
             (("int8", "--rounds", "3", "--repeats", "3"), "--repeats is for"),
             (("--compare", "int8", "int4", "--repeats", "3"), "--repeats is for"),
-            (("--compare", "cnn", "cnn", "--prompt-tokens", "3"), "takes no prompt"),
+            (("--compare", "cnn", "cnn", "--prompt-tokens", "3"), "--prompt-tokens is for decoder"),
+            (("cnn", "--rounds", "3", "--new-tokens", "3"), "--new-tokens is for decoder"),
+            (("cnn", "--prompt-tokens", "3"), "--prompt-tokens is for decoder"),
+            (("cnn", "--repeats", "3"), "--repeats is for decoder"),
+            (("int8", "--size", "N=3"), "--size is for other models"),
+            (("int8", "--runs", "3"), "--runs is for other models"),
+            (("int8", "--scenario", "server", "--rate", "nan"), "--rate is no number"),
+            (("cnn", "--size", "N=" + 5000 * "9"), "gives no size"),
             (("--compare", "cnn", "cnn", "--size", "tokens=3"), "no size is called 'tokens'"),
             (("--compare", "cnn", "cnn", "--size", "tokens"), "gives no size"),
-            (("--compare", "int8", "int4", "--size", "N=3"), "leaves no sizes open"),
+            (("--compare", "int8", "int4", "--size", "N=3"), "--size is for other models"),
             (("cnn", "--scenario", "offline", "--batch", "4", "--size", "N=3"), "given twice"),
         ],
     )
@@ -167,6 +174,10 @@ class TestRefusals:
         error = fails("bench", *options)
         assert error.exit_code == 2
         assert re.search(message, error.what)
+
+    def test_no_rate_at_all(self, bundles, no_work):
+        done = invoke("bench", bundles / "cnn", "--scenario", "server", "--rate", "inf")
+        assert (done.exit_code, "not in the range" in done.stderr) == (2, True)
 
     def test_no_bundle_at_all(self):
         assert "Missing argument" in invoke("bench", "--compare").stderr

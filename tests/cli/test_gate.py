@@ -1,19 +1,27 @@
 """`edgec gate`: real races of real bundles, with bounds that no noise reaches."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from commands import fails, invoke
 from onnx import TensorProto, helper, numpy_helper
 
-from edgec.errors import BundleError, InconclusiveError, RegressionError, UsageError
+from edgec.cli import edgec
+from edgec.errors import BundleError, EdgecError, InconclusiveError, OutputError, RegressionError, UsageError
+from edgec.gate import gate as gating
+from edgec.gate.formats.json import read_result
+from edgec.gate.history_file import read_history
+from edgec.gate.result import Finding, GateResult, Subject, overall
 
 STORYTELLER = Path(__file__).parents[2] / "examples/storyteller"
 # Bounds far from 1: what is tested is the command, on any machine. `bench/gate` measures the usual ones.
@@ -194,6 +202,117 @@ def test_a_damaged_bundle_is_told_by_the_process_that_loads_it(files, tmp_path):
 def test_reports_that_cannot_be_written_are_refused_before_the_race(files, report):
     error = fails(*gate(files, "small", "small", "race.toml", "--report", report, "--json"))
     assert isinstance(error, UsageError)
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Return what lets a gate find what a test says."""
+
+    def find(*findings, void=None):
+        bundle = Subject(path="bundle")
+        result = GateResult(
+            verdict=overall(findings, void),
+            candidate=bundle,
+            baseline=bundle,
+            findings=findings,
+            void=void,
+            environment={"cpu_model": "Some CPU"},
+        )
+        monkeypatch.setattr(gating, "run_gate", lambda *_: result)
+        return "gate", "bundle", "--baseline", "bundle"
+
+    return find
+
+
+def finding(verdict, group="performance", metric="latency_ms"):
+    return Finding(group=group, metric=metric, unit="ms", baseline=1.0, candidate=2.0, estimate=2.0, verdict=verdict)
+
+
+def fails_aloud(capsys, *arguments):
+    """Return the error of a command, and what it said besides."""
+    with pytest.raises(EdgecError) as caught:
+        edgec.main([str(argument) for argument in arguments], standalone_mode=False)
+    return caught.value, capsys.readouterr()
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Return a place where nothing can be written."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "below"
+
+
+def test_a_regression_is_one_whatever_the_disk_says(found, tmp_path, broken, capsys):
+    reports = ("--report", f"junit:{broken}", "--report", f"json:{tmp_path / 'r.json'}", "--report", f"sarif:{broken}")
+    history = ("--history", broken, "--label", "x")
+    error, said = fails_aloud(capsys, *found(finding("fail")), *reports, *history)
+    assert (type(error), error.exit_code) == (RegressionError, 1)
+    assert said.err.count("error: the report cannot be written") == 2
+    assert said.err.count("error: the history cannot be written") == 1
+    assert "1 -> 2 ms" in said.out
+    assert read_result(tmp_path / "r.json").verdict == "fail"
+
+
+def test_a_regression_of_which_nothing_can_be_kept(found, tmp_path, capsys):
+    nothing = msgspec.structs.replace(finding("fail", "quality", "mean_kl"), candidate=None)
+    history = ("--history", tmp_path / "h", "--label", "x")
+    for void, says in (("busy", "says nothing that could be kept: busy"), (None, "no values to keep")):
+        error, said = fails_aloud(capsys, *found(nothing, void=void), *history)
+        assert error.exit_code == 1
+        assert says in said.err
+    assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 2), ("inconclusive", 2)])
+def test_without_a_regression_what_cannot_be_written_is_the_error(found, tmp_path, broken, capsys, verdict, code):
+    reports = ("--report", f"junit:{broken}", "--report", f"json:{tmp_path / 'r.json'}")
+    history = ("--history", tmp_path / "h", "--label", "x")
+    error, said = fails_aloud(capsys, *found(finding(verdict)), *reports, *history)
+    assert (type(error), error.exit_code) == (OutputError, code)
+    assert error.where == str(broken)
+    assert ("error: it is not clear" in said.err) == (verdict == "inconclusive")
+    assert read_result(tmp_path / "r.json").verdict == verdict
+    assert len(read_history(tmp_path / "h").records) == 1
+
+
+@pytest.mark.parametrize(
+    ("candidate", "options", "code"), [("int8", ("--json",), 0), ("int4", ("--report=markdown",), 1)]
+)
+def test_nobody_has_to_read_the_table(files, tmp_path, candidate, options, code):
+    bound = "[quality.metrics]\nmean_kl = { margin = 1e-6 }\n"
+    (files / "short.toml").write_text(QUALITY.replace("4000", "2000") + bound)
+    report = tmp_path / "j.xml"
+    arguments = gate(files, candidate, "int8", "short.toml", *options, f"--report=junit:{report}")
+    end, begin = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "edgec", *map(str, arguments)]
+    done = subprocess.run(command, stdout=begin, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(begin)
+    assert done.returncode == code, done.stderr
+    assert report.exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_without_room_for_the_table(found, tmp_path, monkeypatch):
+    report = tmp_path / "r.json"
+    for verdict, kind in (("fail", RegressionError), ("pass", OutputError)):
+        with suppress(OSError), Path("/dev/full").open("w") as full:  # which cannot be closed either
+            monkeypatch.setattr(sys, "stdout", full)
+            with pytest.raises(kind):
+                edgec.main([*found(finding(verdict)), "--report", f"json:{report}"], standalone_mode=False)
+        assert read_result(report).verdict == verdict
+
+
+def test_in_a_void_race_nothing_but_quality_is_decided(found, capsys):
+    raced = (finding("fail"), finding("pass", metric="load_ms"), finding("reported", metric="size_bytes"))
+    error, said = fails_aloud(capsys, *found(*raced, finding("fail", "quality", "mean_kl"), void="busy"))
+    assert error.what == "the candidate is worse than the baseline in mean_kl"
+    shown = {words[0]: words[-1] for line in said.out.splitlines() if (words := line.split())}
+    assert (shown["latency_ms"], shown["load_ms"]) == ("inconclusive", "inconclusive")
+    assert (shown["size_bytes"], shown["mean_kl"]) == ("reported", "fail")
+    error, said = fails_aloud(capsys, *found(*raced, void="busy"))
+    assert (error.what, error.exit_code) == ("busy", 5)
+    assert "fail" not in said.out
 
 
 def test_targets_have_bounds_of_their_own(files, tmp_path):

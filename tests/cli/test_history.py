@@ -73,13 +73,20 @@ def test_show_prints_tables_that_fit(history, monkeypatch):
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "Some CPU, 2 CPUs, Linux 1" in done.stdout
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert (
-        "size_bytes 20 1 MiB 2 MiB 100.0 % larger" in lines or "size_bytes 20 1.0 MiB 2.0 MiB 100.0 % larger" in lines
-    )
+    assert "size_bytes 20 1 MiB 2 MiB 100.0 % larger" in lines
     assert any(line.startswith("2026-01-11 commit10 token_ms") and line.endswith("9.9 % slower") for line in lines)
     assert lines.index(next(line for line in lines if "Linux 2" in line)) < lines.index(
         next(line for line in lines if "Linux 1" in line)
     )
+
+
+def test_a_machine_of_which_little_is_known(history):
+    append(history, msgspec.structs.replace(record_of(result(40, 5), "x"), environment={}))
+    assert "unknown CPU, ? CPUs, unknown kernel" in invoke("history", "show", history).stdout
+
+
+def test_plots_are_refused_before_the_history_is_read(tmp_path):
+    assert "ends with" in fails("history", "show", tmp_path / "none", "--plot", tmp_path / "a.pdf").what
 
 
 def test_show_narrows_and_draws(history, tmp_path):

@@ -93,11 +93,11 @@ def test_the_gate_file_says_all_that_matters(repository, kind):
 
 
 def test_the_bounds_are_those_of_a_gate_without_a_file(repository):
-    from edgec.gate.metrics import BOUNDS
+    from edgec.gate.limits import USUAL, gated
 
     invoke("init-ci", "github", "models/tiny")
     metrics = read_gate_file(repository / "gate.toml").performance.metrics
-    assert metrics == {name: BOUNDS[name] for name in metrics}
+    assert gated(metrics, {}).limits == {name: USUAL[name] for name in metrics}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -85,6 +87,29 @@ def test_a_summary_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     with pytest.raises(OutputError, match="No space left"):
         write_report(make({}), "github")
     assert capsys.readouterr().out == ""
+
+
+_NEARLY_FULL = """
+import resource, sys
+from pathlib import Path
+from edgec.errors import OutputError
+from edgec.gate.formats import github
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+try:
+    github._append(Path(sys.argv[1]), b"x" * 5000)
+except OutputError as error:
+    print(error.what)
+"""
+
+
+def test_a_summary_without_room_for_the_page_stays_as_it_was(tmp_path):
+    summary = tmp_path / "summary"
+    summary.write_bytes(b"a" * 4000)
+    command = [sys.executable, "-c", _NEARLY_FULL, summary]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "the job's summary cannot be written: File too large\n"
+    assert summary.read_bytes() == b"a" * 4000
 
 
 def places(path, name):

@@ -136,8 +136,18 @@ class TestRunFacts:
         assert {name for name, _ in usual.items() ^ found.items()} == names
 
     def test_folders_of_data_may_be_anywhere(self):
-        here, there = (self.facts(quality=Quality(data=(name,))) for name in ("x/faces", "/y/faces"))
+        here, there = (
+            run_facts(GateFile(quality=Quality(data=(f"{folder}/a.npz",))), {name: "ab" * 32})
+            for folder, name in (("x", "a.npz"), ("/y", "/y/a.npz"))
+        )
         assert here == there
+
+    def test_other_data_of_one_name_is_another_series(self):
+        old, new = (run_facts(GateFile(), {"python-docs": digits * 32, "b.txt": "ef" * 32}) for digits in ("ab", "cd"))
+        assert old["evaluation"].endswith(f"sha256 python-docs={'ab' * 8} b.txt={'ef' * 8}")
+        assert {name for name, _ in old.items() ^ new.items()} == {"evaluation"}
+        assert record(machine=MACHINE | old).machine != record(machine=MACHINE | new).machine
+        assert "evaluation" not in run_facts(GateFile(quality=False), {})
 
 
 class TestFiles:
@@ -446,7 +456,7 @@ class TestPlot:
 
     def test_what_cannot_be_drawn_is_refused(self, tmp_path, series):
         for some, name, what in (
-            (series, "a.gif", ".svg or"),
+            (series, "a.gif", "ends with"),
             ((), "a.png", "0 series"),
             (series * MOST, "a.png", "1 to"),
         ):

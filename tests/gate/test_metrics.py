@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from edgec.errors import UsageError
-from edgec.gate.metrics import BOUNDS, Measured, bounded, measured, needed, sample_size, values
-from edgec.gate.settings import Bound
+from edgec.gate.metrics import Measured, measured, needed, sample_size, values
 from edgec.measure.query import Slice
 from edgec.measure.race import Process
 
@@ -63,41 +61,6 @@ def test_rates_are_better_the_higher():
     assert Measured("tokens_per_s", 0).higher_is_better
     assert not Measured("token_ms", 0).higher_is_better
     assert [Measured(name, 0).unit for name in ("tokens_per_s", "token_ms", "size_bytes")] == ["/s", "ms", "bytes"]
-
-
-def test_without_bounds_the_usual_metrics_are_gated():
-    found = bounded(measured(process(tokens=22)), None, {})
-    assert {metric.name for metric in found} == {
-        "load_ms",
-        "peak_rss_bytes",
-        "size_bytes",
-        "ttft_ms",
-        "token_ms",
-        "tokens_per_s",
-    }
-    assert found[Measured("load_ms", None)] == BOUNDS["load_ms"]
-
-
-def test_bounds_of_the_gate_file_are_all_there_is():
-    assert bounded(measured(process()), {"token_ms": Bound()}, {}) == {Measured("token_ms", 0): Bound()}
-
-
-def test_bounds_of_the_target_stand_in_place_of_those_of_the_same_name():
-    wide = Bound(allowed=1.1, margin=1.2)
-    usual = bounded(measured(process()), None, {})
-    assert bounded(measured(process()), None, {"load_ms": wide}) == {**usual, Measured("load_ms", None): wide}
-    assert bounded(measured(process()), {"token_ms": Bound(), "load_ms": Bound()}, {"load_ms": wide}) == {
-        Measured("token_ms", 0): Bound(),
-        Measured("load_ms", None): wide,
-    }
-
-
-@pytest.mark.parametrize("of_file", [True, False], ids=["file", "target"])
-def test_bounds_on_what_there_is_not_are_refused(of_file):
-    wrong = {"tokn_ms": Bound()}
-    with pytest.raises(UsageError, match="token_ms") as caught:
-        bounded(measured(process()), *((wrong, {}) if of_file else (None, wrong)))
-    assert "token_ms" in (caught.value.hint or "")
 
 
 def test_gated_percentiles_ask_for_their_sample():

@@ -9,6 +9,7 @@ from simulated import rounds
 
 from edgec.errors import UsageError
 from edgec.gate.compare import common, find
+from edgec.gate.limits import Limits, gated
 from edgec.gate.looks import Plan, plan_looks
 from edgec.gate.metrics import Measured
 from edgec.gate.performance import Judge, _unsteady, follow
@@ -21,7 +22,7 @@ WANTED = Performance(max_rounds=40)
 
 
 def judge(bounds=BOUNDS):
-    return Judge((Workload(),), bounds, {}, 0.025, 0)
+    return Judge((Workload(),), gated(bounds, {}), 0.025, 0)
 
 
 def some(number, slower=0.0, seed=0, **noise):
@@ -29,12 +30,12 @@ def some(number, slower=0.0, seed=0, **noise):
 
 
 def test_steady_machines_are_looked_at_once():
-    assert plan_looks(some(6, turn=0.01), {LATENCY: Bound()}, 0.025, 40)[LATENCY] == Plan((6,))
+    assert plan_looks(some(6, turn=0.01), {LATENCY: Limits()}, 0.025, 40)[LATENCY] == Plan((6,))
 
 
 def test_noise_is_given_more_rounds_as_far_as_time_allows():
     noisy = some(6, process=0.05, turn=0.2)
-    looks = plan_looks(noisy, {LATENCY: Bound()}, 0.025, 30)[LATENCY].looks
+    looks = plan_looks(noisy, {LATENCY: Limits()}, 0.025, 30)[LATENCY].looks
     assert looks[0] == 6
     assert len(looks) == 4
     assert looks[-1] == 30
@@ -42,7 +43,7 @@ def test_noise_is_given_more_rounds_as_far_as_time_allows():
 
 def test_a_plan_does_not_know_what_the_candidate_does():
     # The same noise with another candidate: planning by what it says would stop where it happens to look good.
-    plans = [plan_looks(some(6, slower, turn=0.2), {LATENCY: Bound()}, 0.025, 40) for slower in (0.0, 0.5)]
+    plans = [plan_looks(some(6, slower, turn=0.2), {LATENCY: Limits()}, 0.025, 40) for slower in (0.0, 0.5)]
     assert plans[0] == plans[1]
 
 
@@ -59,6 +60,25 @@ def test_the_clock_ends_a_race():
     taken, void = follow(rounds(np.random.default_rng(0), process=0.3), judge(), WANTED, clock=lambda: next(seconds))
     assert void is None
     assert len(taken) == 24  # of 2.5 s each, in 60 s
+
+
+def test_rounds_that_become_slower_are_looked_at_once_when_the_time_is_up():
+    """Each look spends some of the chance to err; the last one all that is left of it."""
+
+    class Counting(Judge):
+        last = 0
+
+        def look(self, rounds, *, is_last):
+            self.last += is_last
+            return super().look(rounds, is_last=is_last)
+
+    seconds = iter([0.0, *range(1, 7), *range(11, 200, 5)])
+    judging = Counting((Workload(),), gated(BOUNDS, {}), 0.025, 0)
+    noisy = rounds(np.random.default_rng(2), 0.035, process=0.03, turn=0.08)
+    taken, _ = follow(noisy, judging, WANTED, clock=lambda: float(next(seconds)))
+    assert judging.findings[LATENCY].verdict == "inconclusive"
+    assert judging.last == 1
+    assert len(taken) <= 6 + 60 / 5
 
 
 def test_rounds_that_take_too_long_decide_nothing():
@@ -105,13 +125,34 @@ def test_a_baseline_that_differs_from_itself_voids_the_run():
     taken, _ = follow(made, judging, WANTED, clock=lambda: 0.0)
     sentinel = judging.sentinel(taken)
     assert [finding.verdict for finding in sentinel] == ["fail"]
-    assert "too unsteady: the baseline differs from itself in latency_ms" in _unsteady(sentinel)
+    findings = tuple(judging.findings.values())
+    assert "too unsteady: the baseline differs from itself in latency_ms" in _unsteady(findings, sentinel)
+
+
+def test_a_machine_that_does_not_show_the_baseline_to_be_like_itself_voids_the_run():
+    judging = judge()
+    wanted = Performance(max_rounds=10)
+    taken, _ = follow(rounds(np.random.default_rng(3), process=0.1), judging, wanted, clock=lambda: 0.0)
+    findings, sentinel = tuple(judging.findings.values()), judging.sentinel(taken)
+    assert [finding.verdict for finding in (*findings, *sentinel)] == ["inconclusive"] * 2
+    assert "too unsteady: the baseline beside itself gives latency_ms times" in _unsteady(findings, sentinel)
+
+
+def test_what_is_far_slower_fails_on_such_a_machine_too():
+    judging = judge()
+    wanted = Performance(max_rounds=10)
+    taken, _ = follow(rounds(np.random.default_rng(0), 1.0, process=0.1), judging, wanted, clock=lambda: 0.0)
+    findings, sentinel = tuple(judging.findings.values()), judging.sentinel(taken)
+    assert [finding.verdict for finding in (*findings, *sentinel)] == ["fail", "inconclusive"]
+    assert _unsteady(findings, sentinel) is None
 
 
 def test_a_steady_machine_passes_its_sentinel():
     judging = judge(None)
     taken, _ = follow(rounds(np.random.default_rng(0)), judging, WANTED, clock=lambda: 0.0)
-    assert _unsteady(judging.sentinel(taken)) is None
+    sentinel = judging.sentinel(taken)
+    assert {finding.verdict for finding in sentinel} == {"pass"}
+    assert _unsteady(tuple(judging.findings.values()), sentinel) is None
 
 
 def test_worse_is_above_one_for_rates_too():

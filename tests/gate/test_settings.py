@@ -37,10 +37,10 @@ def test_a_file_says_what_is_measured(tmp_path):
         token_ms = { allowed = 1.05, margin = 1.1 }
         """,
     )
-    workloads = [each for grid in found.performance.workload for each in grid.workloads()]
+    workloads = found.performance.workloads()
     assert [(each.prompt_tokens, each.new_tokens) for each in workloads[:4]] == [(16, 8), (16, 32), (128, 8), (128, 32)]
     assert workloads[4].rate_per_s == 5
-    assert found.performance.metrics["token_ms"] == Bound(allowed=1.02, margin=1.05)
+    assert found.performance.metrics["token_ms"] == Bound()
     assert found.targets["jetson-orin-nano"].metrics["token_ms"].margin == 1.1
     assert found.quality is False
 
@@ -50,7 +50,12 @@ def test_a_file_says_what_is_measured(tmp_path):
     [
         ("confidnce = 0.9", "confidnce"),
         ("confidence = 1.5", "confidence"),
-        ("[performance.metrics]\ntoken_ms = { allowed = 1.05 }", "`margin` (1.05) must be above `allowed` (1.05)"),
+        ("performance = true", "leave it out for the usual"),
+        ("performance = false\nquality = false", "nothing to compare"),
+        ("[performance]\nworkload = []", "workload"),
+        ("[performance]\nmin_rounds = 10\nmax_rounds = 6", "`max_rounds` (6) must be at least `min_rounds` (10)"),
+        ("[performance]\ntime_limit_s = inf", "time_limit_s"),
+        ("[quality.metrics]\nmean_kl = { margin = inf }", "<= 1000"),
         ("[performance.metrics]\ntoken_ms = { allowed = 0.5 }", "allowed"),
         ("[performance]\nmin_rounds = 2", "min_rounds"),
         ('[[performance.workload]]\nscenario = "server"', "rate_per_s"),
@@ -73,6 +78,13 @@ def test_nonsense_is_refused_with_its_place(tmp_path, text, says):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         read_gate_file(tmp_path / "none.toml")
+
+
+def test_a_workload_is_run_once(tmp_path):
+    found = read(
+        tmp_path, "[[performance.workload]]\nprompt_tokens = [16, 16]\n[[performance.workload]]\nprompt_tokens = 16"
+    )
+    assert [each.prompt_tokens for each in found.performance.workloads()] == [16]
 
 
 def test_a_grid_of_one():

@@ -111,8 +111,8 @@ class TestNames:
     def test_values_have_units(self):
         assert value_text(None, "ms") == ""
         assert value_text(1.23456, "ms") == "1.235 ms"
-        assert value_text(3.5 * MIB, "bytes") == "3.50 MiB"
-        assert value_text(2048, "bytes") == "2.00 KiB"
+        assert value_text(3.5 * MIB, "bytes") == "3.5 MiB"
+        assert value_text(2048, "bytes") == "2 KiB"
 
 
 SINGLE = (Workload(),)
@@ -174,7 +174,7 @@ class TestPlot:
         few = [each[:2] for each in taken(2)]
         open_ = result(2)
         rows = tuple(row_of(few, Measured(row.metric, row.workload), 0.95) for row in open_.rows)
-        assert any(row.bundles[1].high is None for row in rows)
+        assert any((row.bundles[1].high or np.inf) > 20 for row in rows)
         assert draw(_with_rows(open_, rows), ".png").startswith(b"\x89PNG")
 
     def test_where_it_cannot_be(self, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from simulated import rounds
 
+from edgec.gate.limits import gated
 from edgec.gate.performance import Judge, follow
 from edgec.gate.result import overall
 from edgec.gate.settings import Bound, Performance
@@ -21,7 +22,7 @@ def gates(count, slower, noise, bounds):
     """Return the verdict, the interval of the latency, and the number of rounds of each of so many gates."""
     found = []
     for seed in range(count):
-        judging = Judge((Workload(),), bounds, {}, 0.025, seed)
+        judging = Judge((Workload(),), gated(bounds, {}), 0.025, seed)
         taken, void = follow(rounds(np.random.default_rng(seed), slower, **noise), judging, WANTED, clock=lambda: 0.0)
         assert void is None
         (latency,) = (finding for metric, finding in judging.findings.items() if metric.name == "latency_ms")

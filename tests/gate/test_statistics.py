@@ -41,6 +41,24 @@ def test_intervals_hold_the_truth(process, turn, count):
     assert 0.9 <= held / 200 <= 0.99  # 0.95 +- 0.015
 
 
+@pytest.mark.parametrize("count", [6, 12])
+def test_intervals_hold_the_truth_of_a_candidate_that_is_noisier_than_its_baselines(count):
+    rng = np.random.default_rng(4)
+    wrong = 0
+    for _ in range(400):
+        found = [rng.normal(0, (1, 1, 3)) + rng.normal(0, 0.5, (8, 3)) for _ in range(count)]
+        estimate = hierarchical(found, np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0]), resamples=1000)
+        wrong += abs(estimate.centre) > estimate.high(0.025) - estimate.centre
+    assert wrong / 400 <= 0.07  # 0.05 +- 0.011
+
+
+def test_one_odd_value_among_equal_ones_says_little():
+    """Such as a peak of memory that is one page larger in one round of six."""
+    found = [np.array([[0.0, 0.0, 5e-5 * (number == 3)]]) for number in range(6)]
+    estimate = hierarchical(found, np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0]))
+    assert -1e-3 < estimate.low(0.001) < 0 < estimate.high(0.001) < 1e-3
+
+
 def test_spikes_do_not_shift_the_mean_of_two_baselines_beside_one_candidate():
     rng = np.random.default_rng(2)
     found = [rng.normal(0, 0.01, (8, 3)) + np.where(rng.random((8, 3)) < 0.2, 0.5, 0.0) for _ in range(400)]

@@ -16,6 +16,7 @@ import pytest
 from edgec.backends.backend import backend_of
 from edgec.bundle.open import find_artifact
 from edgec.errors import BundleError, EdgecError, InconclusiveError
+from edgec.measure import parent
 from edgec.measure import race as racing
 from edgec.measure.parent import Worker, workers
 from edgec.measure.race import Course, have_room, race
@@ -234,6 +235,28 @@ class TestDeaths:
         assert time.monotonic() - start < 20
         timer.join()
 
+    def test_one_that_hangs(self, started, monkeypatch):
+        started.close()
+        started._process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        monkeypatch.setattr(parent, "_SILENCE_S", 0.2)
+        with pytest.raises(BundleError, match="has not answered for 0 minutes") as caught:
+            started.run(0, 1, 0)
+        assert "deadlock" in caught.value.hint
+        assert started._process.wait(20) == -signal.SIGKILL
+
+    def test_between_turns_it_is_stopped(self, network, started):
+        started.open(network, (Workload(),), 2, None)
+        started.load()
+        for _ in range(3):
+            started.run(0, 1, 0)
+            assert waits_for(lambda: state(started._process.pid) == "T")
+
+    def test_queries_that_arrive_slowly_are_waited_for(self, network, started, monkeypatch):
+        started.open(network, (Workload(scenario="server", rate_per_s=4),), 1, None)
+        started.load()
+        monkeypatch.setattr(parent, "_SILENCE_S", 0.01)
+        assert started.run(0, 4, 0).slice.busy_s > 0.2
+
     def test_an_end_in_the_middle_of_an_answer(self, network, started):
         started.open(network, (Workload(),), 1, None)
         program = [sys.executable, "-c", "print('{\"type\": \"Loa', end='')"]
@@ -265,6 +288,14 @@ class TestDeaths:
         assert process.returncode == code
         assert "Traceback" not in said
         assert waits_for(lambda: not any(map(alive, found)))
+
+
+# Answers after 0.1 s for each query, and for none after a minute.
+
+
+def state(pid):
+    """Return the state of a process: R runs, S sleeps, T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _no_core(worker):

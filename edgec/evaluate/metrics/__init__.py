@@ -101,8 +101,8 @@ class Metric(Protocol):
         NEEDS_LABELS: whether it compares with labels; else with the float model's outputs.
         TAKES_THRESHOLD: whether single scores can be made two classes for it.
         HIGHER_IS_BETTER: which way is better.
-        IS_FLAG: whether `per_sample` gives 1 or 0 for a sample that is right or wrong in its first column, and the
-            number of predictions in its second.
+        IS_FLAG: whether `per_sample` gives 1 or 0 for a sample that is right or wrong by its label in its first column,
+            and the number of predictions in its second: two models can then be told apart by McNemar's test.
     """
 
     NEEDS_LABELS: bool
@@ -129,6 +129,18 @@ class Finishing(Protocol):
 
     def finish(self, stats: Stats, setting: Setting) -> Stats:
         """Return (n, k), what `total` needs, from what `per_sample` gave for all samples."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A metric of what is right or wrong: it can be the same for two models that are not."""
+
+    def lost(self, stats: Stats) -> Stats | None:
+        """Return (n, k), what `total` would need of the same samples if each were wholly wrong.
+
+        None where stats turn out to be measured numbers, which differ wherever models do.
+        """
         ...
 
 
@@ -225,6 +237,10 @@ class _User:
 
     def total(self, stats: Stats, weights: Weights) -> NDArray[np.float64]:
         return ratio(weights @ stats[:, 0], weights.sum(axis=1))
+
+    def lost(self, stats: Stats) -> Stats | None:
+        is_flag = bool(np.isin(stats, (0, 1)).all())
+        return np.full_like(stats, not self.HIGHER_IS_BETTER) if is_flag else None
 
 
 def _user_metric(name: str) -> Metric:

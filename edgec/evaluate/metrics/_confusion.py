@@ -27,6 +27,13 @@ def pairs(part: Part, setting: Setting) -> Stats:
     return np.stack(columns, axis=1).astype(np.float64)
 
 
+def mistaken(stats: Stats) -> Stats:
+    """Return (n, 3): the same samples, all taken for the class that is most frequent, or the second of these."""
+    truth = stats[:, 0]
+    first, second = np.argsort(-np.bincount(truth.astype(np.int64), minlength=int(stats[0, 2])), kind="stable")[:2]
+    return np.stack([truth, np.where(truth == first, second, first), stats[:, 2]], axis=1)
+
+
 def counts(stats: Stats, weights: Weights) -> tuple[Counts, Counts, Counts]:
     """Return (r, classes) each: samples of each class that are right, that are predicted, and that there are."""
     truth, predicted, classes = stats[:, 0].astype(np.int64), stats[:, 1].astype(np.int64), int(stats[0, 2])

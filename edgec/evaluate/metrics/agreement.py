@@ -28,6 +28,11 @@ def per_sample(part: Part, setting: Setting) -> Stats:
     return np.stack([(same & counted).sum(axis=1), counted.sum(axis=1)], axis=1).astype(np.float64)
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 2): no prediction agrees, and as many."""
+    return stats * [0, 1]
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,), 0 to 1."""
     return ratio(weights @ stats[:, 0], weights @ stats[:, 1])

@@ -25,6 +25,11 @@ def per_sample(part: Part, setting: Setting) -> Stats:
     return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], np.float64)
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 10): no n-gram is right, of as many."""
+    return np.asarray(stats * np.repeat([0, 1], [4, 6]))
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,), 0 to 100."""
     from sacrebleu.metrics.bleu import BLEU

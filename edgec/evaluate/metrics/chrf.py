@@ -24,6 +24,11 @@ def per_sample(part: Part, setting: Setting) -> Stats:
     return np.array([_row(*pair) for pair in predicted_and_right(part, setting)], np.float64)
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 18): no n-gram is in both."""
+    return np.asarray(stats * np.tile([1, 1, 0], _ORDERS))
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,), 0 to 100."""
     there, right, both = (weights @ stats).reshape(len(weights), _ORDERS, 3).transpose(2, 0, 1)

@@ -44,6 +44,11 @@ def finish(stats: Stats, setting: Setting) -> Stats:
     return found
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 1): no neighbour is found."""
+    return np.zeros_like(stats)
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,), 0 to 1."""
     return ratio(weights @ stats[:, 0], weights.sum(axis=1))

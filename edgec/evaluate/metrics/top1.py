@@ -20,6 +20,11 @@ def per_sample(part: Part, setting: Setting) -> Stats:
     return hits(part, setting, 1)
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 2): no label is right, and as many."""
+    return stats * [0, 1]
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,), 0 to 1."""
     return ratio(weights @ stats[:, 0], weights @ stats[:, 1])

@@ -22,6 +22,11 @@ def per_sample(part: Part, setting: Setting) -> Stats:
     return np.array(rows, np.float64)
 
 
+def lost(stats: Stats) -> Stats:
+    """Return (n, 2): all words of the right text are wrong."""
+    return stats[:, [1, 1]]
+
+
 def total(stats: Stats, weights: Weights) -> NDArray[np.float64]:
     """Return (r,): 0 and more; NaN where the right texts have no words."""
     return ratio(weights @ stats[:, 0], weights @ stats[:, 1])

@@ -12,8 +12,8 @@ import click
 import msgspec
 
 from edgec.errors import UsageError
-from edgec.gate.formats._file import write_whole
 from edgec.gate.result import GateResult
+from edgec.whole_file import write_whole
 
 # What XML cannot hold, what UTF-8 cannot, and what terminals take for commands.
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

@@ -1,4 +1,4 @@
-"""What formats share: numbers and findings in words, and the problems that CI systems list."""
+"""What formats share: findings in words, and the problems that CI systems list."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgec.gate.quantity import number, quantity
 from edgec.gate.result import Finding, GateResult, Judged
 
 VOID = "void"
@@ -99,31 +100,17 @@ def change(finding: Finding) -> str:
     if (finding.decided_low, finding.decided_high) not in {(None, None), (finding.low, finding.high)}:
         inside.append(f"deciding {_interval(finding.decided_low, finding.decided_high)}")
     told = ", ".join(each for each in inside if each)
-    return f"{_number(finding.estimate)}{mark}" + (f" ({told})" if told else "")
+    return f"{number(finding.estimate)}{mark}" + (f" ({told})" if told else "")
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None and high is None else f"{_number(low)} to {_number(high)}"
+    return "" if low is None and high is None else f"{number(low)} to {number(high)}"
 
 
 def bounds(finding: Finding) -> str:
     """Return when a finding fails and passes, or nothing."""
     told = (("fails above", finding.allowed), ("passes below", finding.margin))
-    return ", ".join(f"{word} {_number(value)}" for word, value in told if value is not None)
-
-
-def quantity(value: float | None, unit: str) -> str:
-    """Return a value with its unit, for people."""
-    if value is not None and unit == "bytes":
-        return f"{value / 2**20:.1f} MiB"
-    separator = "" if unit.startswith("/") or not unit or value is None else " "
-    return f"{_number(value)}{separator}{unit if value is not None else ''}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "?"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return ", ".join(f"{word} {number(value)}" for word, value in told if value is not None)
 
 
 def in_repository(path: str) -> str:

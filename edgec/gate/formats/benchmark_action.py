@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edgec.gate.formats._text import quantity
+from edgec.gate.quantity import quantity
 from edgec.gate.result import Finding, GateResult
 
 DEFAULT_PATH = "edgec-gate.benchmark.json"

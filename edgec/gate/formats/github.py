@@ -7,6 +7,7 @@ Source: actions/toolkit, `packages/core/src/command.ts`, for what is escaped in 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -67,13 +68,16 @@ def _command(kind: str, title: str, text: str) -> str:
 def _append(path: Path, data: bytes) -> None:
     """Add to a file that earlier commands of the step may have written to, all or nothing."""
     try:
-        with path.open("ab") as file:
+        # Without a buffer: what could not be written would be tried again when the file is cut off, or closed.
+        with path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
+            left = memoryview(b"\n" + data if size else data)
             try:
-                file.write(b"\n" + data if size else data)
-                file.flush()
-            except OSError:
-                file.truncate(size)
+                while left:
+                    left = left[file.write(left) :]
+            except BaseException:
+                with suppress(OSError):  # what went wrong first is told
+                    file.truncate(size)
                 raise
     except OSError as error:
         raise OutputError(

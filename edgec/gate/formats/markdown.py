@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from edgec.gate.formats._text import bounds, change, headline, judged, quantity
+from edgec.gate.formats._text import bounds, change, headline, judged
+from edgec.gate.quantity import quantity
 from edgec.gate.result import Finding, GateResult, Subject
 
 DEFAULT_PATH = None

@@ -10,6 +10,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 import pytest
+from thinned import thinned
 
 from edgec.backends.openvino.session import EXACT, OpenVinoSession
 from edgec.errors import BundleError, UsageError
@@ -115,8 +116,9 @@ def test_weights_are_really_stored_as_integers(make_bundle, settings, kind, bits
     assert (artifact / "openvino_model.bin").stat().st_size < numbers * bits / 8 + tables_and_norms + 2048
 
 
-@pytest.mark.parametrize(("cache", "stored"), [("float", "f16"), ("int8", "u8")])
-@pytest.mark.parametrize(("level", "group"), [(1, 0), (4, 32)])
+@pytest.mark.parametrize(
+    ("cache", "stored", "level", "group"), thinned([("float", "f16"), ("int8", "u8")], [(1, 0), (4, 32)], keep=2)
+)
 def test_runtime_options_travel_in_the_model(make_bundle, cache, stored, level, group):
     artifact = make_bundle(cache=cache, level=level) / "artifact"
     compiled = ov.Core().compile_model(artifact / "openvino_model.xml", "CPU")

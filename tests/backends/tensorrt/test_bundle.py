@@ -11,6 +11,7 @@ import msgspec
 import onnx_ir as ir
 import pytest
 from random_models import save_random
+from thinned import thinned
 
 from edgec.backends.backend import Job, get_backend
 from edgec.backends.tensorrt.compile import _device_settings
@@ -242,7 +243,7 @@ def test_a_target_that_takes_engines_from_here_needs_the_compiler(tiny_llama, tm
     assert caught.value.exit_code == 6
 
 
-@pytest.mark.parametrize("target", [*AHEAD, *ON_DEVICE])
+@pytest.mark.parametrize("target", thinned([*AHEAD, *ON_DEVICE], keep=2))
 def test_every_target_gets_an_engine(target, tiny_llama, tmp_path):
     engine = compiled(tiny_llama, tmp_path, Scheme("int4", 32), target)
     gpu = load_target(target).gpu
@@ -250,7 +251,7 @@ def test_every_target_gets_an_engine(target, tiny_llama, tmp_path):
     assert engine.weights["Int4"] > 0
 
 
-@pytest.mark.parametrize("kind", sorted(families()))
+@pytest.mark.parametrize("kind", thinned(sorted(families()), keep=3))
 def test_every_family_compiles(kind, tmp_path):
     save_random(kind, tmp_path / "source")
     assert compiled(tmp_path / "source", tmp_path, Scheme("int4", 32), "rtx-3060").weights["Int4"] > 0

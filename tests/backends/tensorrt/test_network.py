@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
+from thinned import thinned
 
 from edgec.backends import tensorrt
 from edgec.backends.backend import NetworkJob, backend_of
@@ -222,11 +223,11 @@ def compiled(tmp_path):
     return compile_it
 
 
-@pytest.mark.parametrize(
-    ("storage", "target"),
-    [("fp32", RTX), ("fp16", RTX), ("float", RTX), ("static", RTX), ("fp16", JETSON), ("static", JETSON)],
-)
-@pytest.mark.parametrize(("make", "kernels"), [(cnn, 5), (encoder, 3 + 1 + 1 + 3)], ids=["cnn", "encoder"])
+STORED = [("fp32", RTX), ("fp16", RTX), ("float", RTX), ("static", RTX), ("fp16", JETSON), ("static", JETSON)]
+MODELS = [(cnn, 5), (encoder, 3 + 1 + 1 + 3)]
+
+
+@pytest.mark.parametrize(("storage", "target", "make", "kernels"), thinned(STORED, MODELS, keep=2))
 def test_an_artifact_is_the_canonical_graph(make, kernels, storage, target, compiled, tmp_path):
     model = make()
     canonical, artifact = compiled(model, storage, target)

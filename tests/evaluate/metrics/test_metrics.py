@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from edgec.errors import BundleError, CheckpointError, UsageError
-from edgec.evaluate.metrics import Finishing, Part, Setting, judges, metric_of, names, parse
+from edgec.evaluate.metrics import Counting, Finishing, Part, Setting, judges, metric_of, names, parse
 from edgec.evaluate.metrics._texts import decoder_of
 
 
@@ -310,3 +310,25 @@ def test_who_judges():
     assert judges("module:cosine@pooled")
     with pytest.raises(UsageError, match="no metric"):
         judges("nothing")
+
+
+def test_metrics_that_count_know_what_is_wholly_wrong():
+    truth = np.array([0, 1, 1, 2])
+    for name in ("top1", "f1", "precision", "recall"):
+        metric = metric_of(name)
+        lost = metric.lost(metric.per_sample(part(SCORES, truth), Setting()))
+        assert metric.total(lost, np.ones((1, 4))).tolist() == [0]
+    counting = {name for name in names() if isinstance(metric_of(name), Counting)}
+    assert set(names()) - counting == {"mae", "rmse", "r2", "cosine", "snr_db"}
+    assert metric_of("agreement").lost(np.array([[3.0, 4]])).tolist() == [[0, 4]]
+    assert metric_of("wer").lost(np.array([[1.0, 4], [9, 4]])).tolist() == [[4, 4], [4, 4]]
+    assert metric_of("bleu").lost(np.arange(10.0)[None]).tolist() == [[0, 0, 0, 0, 4, 5, 6, 7, 8, 9]]
+    assert metric_of("chrf").lost(np.ones((1, 18))).tolist() == [[1, 1, 0] * 6]
+    assert metric_of("retrieval").lost(np.ones((2, 1))).tolist() == [[0], [0]]
+
+
+@pytest.mark.usefixtures("own")
+def test_flags_of_the_users_own_count():
+    error = metric_of("own_metric:error")
+    assert error.lost(np.array([[0.0], [1]])).tolist() == [[1], [1]]
+    assert error.lost(np.array([[0.0], [0.5]])) is None
