@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 
 from edgec.bundle.open import find_artifact
+from edgec.measure.memory import available_bytes
 from edgec.measure.parent import Worker, workers
 from edgec.measure.query import Slice
 from edgec.measure.worker import Begin, GoOn, Run
 from edgec.measure.workload import Workload
 
-_MEMINFO = Path("/proc/meminfo")
 _FEWEST_TURNS = 3
 # A query that takes so many times as long as a turn is divided into several, and fewer of them are enough.
 _LONG = 10
@@ -124,11 +124,7 @@ APART = "memory is short: each process ran alone, not in turn with the others"
 
 def have_room(bundles: Sequence[Path]) -> bool:
     """Say whether there is memory for a process of each at once; yes where the machine does not tell."""
-    try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return True
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    free = available_bytes()
     return free is None or _COPIES * sum(map(artifact_bytes, bundles)) < free
 
 
