@@ -126,7 +126,7 @@ def first_line(error: Exception) -> str:
 
 
 def explain(error: Exception) -> EdgecError:
-    """Return what to tell of an error that edgec did not expect: a package is broken, a disk full, or it is a bug."""
+    """Return what to tell of an error that nobody expected: a broken package, a full disk or memory, or a bug."""
     if isinstance(error, ImportError) and not (error.name or "").startswith("edgec"):
         return MissingRuntimeError(f"a package that edgec needs cannot be loaded: {error}", hint="install it again")
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -134,6 +134,11 @@ def explain(error: Exception) -> EdgecError:
             f"a file cannot be written: {error.strerror}",
             where=error.filename,
             hint="make room, raise `ulimit -f`, or set TMPDIR and EDGEC_CACHE to folders on another disk",
+        )
+    if isinstance(error, MemoryError):
+        return UsageError(
+            "there is not enough memory" + (f": {first_line(error)}" if str(error) else ""),
+            hint="ask for less at once (rows, lengths, samples), or use a machine with more memory",
         )
     return EdgecError(
         f"edgec failed on something that it did not expect: {type(error).__name__}: {error}",

@@ -106,7 +106,7 @@ def read_manifest(bundle: Path) -> Manifest:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         raise BundleError(f"'{bundle}' is no bundle: it has no {MANIFEST}", where=str(path)) from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise BundleError(f"the manifest cannot be read: {error}", where=str(path)) from error
     if manifest.format != _FORMAT:
         raise BundleError(

@@ -1,13 +1,19 @@
 """What the commands print: results on stdout (tables, or JSON for machines), talk on stderr."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+# Of tables in files and the logs of CI systems, which have no width of their own.
+_WIDTH = 140
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
@@ -31,12 +37,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(column, no_wrap=number == 0, overflow="fold")  # the first one is there to be copied
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(table)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH)
+    # Not printed by rich, which ends the process with the code of a regression when nobody reads on.
+    with console.capture() as drawn:
+        console.print(table)
+    click.echo(drawn.get(), nl=False, color=console.is_terminal)
 
 
 def say(message: str) -> None:
-    """Talk to the person, on stderr."""
-    click.echo(message, err=True)
+    """Talk to the person, on stderr; what nobody can hear changes no result."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def progress() -> "Progress":

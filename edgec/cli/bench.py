@@ -18,6 +18,9 @@ _RUNS, _REPEATS = 100, 5
 # With fewer rounds a bootstrap often draws the same round throughout, and intervals reach too far to say anything.
 _ROUNDS, _FEWEST_ROUNDS = 8, 5
 _COUNT = click.IntRange(min=1)
+# As edgec/measure/workload.py has it, which takes too long to import for `edgec --help`.
+_MOST_TOKENS = 1_000_000
+_ROWS, _LENGTH, _THREADS = click.IntRange(1, 65_536), click.IntRange(1, _MOST_TOKENS), click.IntRange(1, 1024)
 _DIGITS = 9
 
 
@@ -35,11 +38,11 @@ _DIGITS = 9
     metavar="N",
     help="Queries that arrive in a second, for --scenario server.",
 )
-@click.option("--batch", type=_COUNT, metavar="N", help="Rows at once, for --scenario offline.  [default: 1]")
+@click.option("--batch", type=_ROWS, metavar="N", help="Rows at once, for --scenario offline.  [default: 1]")
 @click.option(
-    "--prompt-tokens", multiple=True, type=_COUNT, metavar="N", help=f"Repeatable.  [default: {_PROMPT_TOKENS}]"
+    "--prompt-tokens", multiple=True, type=_LENGTH, metavar="N", help=f"Repeatable.  [default: {_PROMPT_TOKENS}]"
 )
-@click.option("--new-tokens", multiple=True, type=_COUNT, metavar="N", help=f"Repeatable.  [default: {_NEW_TOKENS}]")
+@click.option("--new-tokens", multiple=True, type=_LENGTH, metavar="N", help=f"Repeatable.  [default: {_NEW_TOKENS}]")
 @click.option(
     "--size",
     "sizes",
@@ -52,7 +55,7 @@ _DIGITS = 9
 @click.option(
     "--rounds", type=_COUNT, metavar="N", help=f"Of fresh processes, in a race or a scenario.  [default: {_ROUNDS}]"
 )
-@click.option("--threads", type=_COUNT, metavar="N", help="[default: the runtime's choice]")
+@click.option("--threads", type=_THREADS, metavar="N", help="[default: the runtime's choice]")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="A .png or .svg of what --compare finds.")
 @json_option
 def command(*, bundles: tuple[Path, ...], compare: bool, plot: Path | None, as_json: bool, **options: Any) -> None:
@@ -161,19 +164,19 @@ def _race(bundles: tuple[Path, ...], plot: Path | None, wanted: _Wanted, *, as_j
         result = put_side_by_side(
             bundles, workloads, rounds=rounds, threads=wanted.threads, tick=lambda: bar.update(step, advance=1)
         )
+    if plot:  # before the table, which its reader may leave unread
+        write_whole(plot, draw(result, plot.suffix.lower()), "the plot")
     if as_json:
         print_json(result)
     else:
         show(result)
-    if plot:
-        write_whole(plot, draw(result, plot.suffix.lower()), "the plot")
 
 
 def _sizes(settings: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for setting in settings:
         name, _, number = setting.partition("=")
-        if not (number.isascii() and number.isdigit() and len(number) <= _DIGITS and int(number)):
+        if not (number.isascii() and number.isdigit() and len(number) <= _DIGITS and 0 < int(number) <= _MOST_TOKENS):
             raise UsageError(f"'{setting}' gives no size", hint="such as --size sequence=128")
         found[name] = int(number)
     return found

@@ -13,7 +13,11 @@ from edgec.cli._console import json_option, print_json, print_table, progress, s
 from edgec.errors import EdgecError, InconclusiveError, RegressionError, UsageError, explain, require
 
 if TYPE_CHECKING:
+    from edgec.gate.history import Record
     from edgec.gate.result import Finding, GateResult
+
+_AGAIN = "run it again on a quieter machine, with a longer `time_limit_s`, or with wider margins"
+_MORE = "quality is the same in each run: measure it on more `tokens` or `samples`, or give it a wider margin"
 
 
 @click.command()
@@ -91,15 +95,28 @@ def _outputs(
     as_json: bool,
 ) -> Iterator[Callable[[], object]]:
     """Yield what tells a result: the table first."""
-    from edgec.gate.formats import plain, write_report
+    from edgec.gate.formats import plain
     from edgec.gate.history import record_of
-    from edgec.gate.history_file import append
 
     yield lambda: print_json(plain(result)) if as_json else _show(result)
     for name, path in reports:
-        yield partial(write_report, result, name, path)
+        yield partial(_write, result, name, path)
     if history:
-        yield lambda: append(history, record_of(result, label))
+        yield lambda: _keep(history, record_of(result, label))
+
+
+def _write(result: "GateResult", name: str, path: Path | None) -> None:
+    from edgec.gate.formats import write_report
+
+    if (written := write_report(result, name, path)) is not None:
+        say(f"wrote {written}")
+
+
+def _keep(history: Path, record: "Record") -> None:
+    from edgec.gate.history_file import append
+
+    if (known := append(history, record)) is not None:
+        say(f"note: this run is in {history} already, as '{known}'")
 
 
 def _tell_all(outputs: Iterable[Callable[[], object]]) -> list[EdgecError]:
@@ -110,8 +127,8 @@ def _tell_all(outputs: Iterable[Callable[[], object]]) -> list[EdgecError]:
             tell()
         except EdgecError as error:
             failures.append(error)
-        except (BrokenPipeError, SystemExit):
-            # Who read the table has gone (rich ends the process then); the exit code says the verdict all the same.
+        except BrokenPipeError:
+            # Who read the table has gone; the exit code says the verdict all the same.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             failures.append(explain(error))
@@ -120,17 +137,25 @@ def _tell_all(outputs: Iterable[Callable[[], object]]) -> list[EdgecError]:
 
 def _error(result: "GateResult", candidate: Path) -> EdgecError | None:
     """Return what the verdict means for the exit code."""
-    deciding = (each.name for each in result.findings if each.verdict == result.verdict and result.counts(each))
-    names = ", ".join(deciding)
+    deciding = [each for each in result.findings if each.verdict == result.verdict and result.counts(each)]
+    names = ", ".join(each.name for each in deciding)
     if result.verdict == "fail":
         return RegressionError(f"the candidate is worse than the baseline in {names}", where=str(candidate))
     if result.verdict == "inconclusive":
         return InconclusiveError(
             result.void or f"it is not clear whether the candidate is worse in {names}",
             where=str(candidate),
-            hint="run it again on a quieter machine, with a longer `time_limit_s`, or with wider margins",
+            hint=_hint(result.void, {each.group for each in deciding}),
         )
     return None
+
+
+def _hint(void: str | None, undecided: set[str]) -> str | None:
+    """Return what to do about a race that is void for that reason, and groups that are undecided."""
+    told_already = void is not None and "raise `time_limit_s`" in void
+    again = [_AGAIN] if "performance" in undecided or (void is not None and not told_already) else []
+    more = [_MORE] if "quality" in undecided else []
+    return "; ".join(again + more) or None
 
 
 def _show(result: "GateResult") -> None:
@@ -145,7 +170,8 @@ def _show(result: "GateResult") -> None:
     if result.sentinel:
         distance, name = max((abs((each.estimate or 1) - 1), each.name) for each in result.sentinel)
         say(f"the baseline beside itself: within {distance:.1%} (most in {name})")
-    say(f"{result.verdict}, {result.rounds} rounds in {result.elapsed_s:.0f} s")
+    raced = result.rounds > 0 or result.void is not None
+    say(f"{result.verdict}, {f'{result.rounds} rounds ' * raced}in {result.elapsed_s:.0f} s")
 
 
 def _row(result: "GateResult", finding: "Finding", *, places: bool) -> tuple[str, ...]:

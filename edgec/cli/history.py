@@ -41,10 +41,10 @@ def add(file: Path, result: Path, label: str) -> None:
     from edgec.gate.history_file import append
 
     record = record_of(read_result(result), label)
-    if append(file, record):
+    if (known := append(file, record)) is None:
         say(f"added: {record.label}, {len(record.values)} values, machine {record.machine}")
     else:
-        say(f"note: this run is in {file} already")
+        say(f"note: this run is in {file} already, as '{known}'")
 
 
 @command.command()
@@ -63,7 +63,7 @@ def show(*, file: Path, metric: str | None, machine: str | None, plot: Path | No
     from edgec.gate.history_series import series_of
     from edgec.gate.side_by_side_plot import check_plot
 
-    for package in ("ruptures", "scipy"):
+    for package in ("scipy", "ruptures"):  # which is broken without the first
         require(package, "gate")
     if plot is not None:
         check_plot(plot)

@@ -60,18 +60,31 @@ def find(
     """
     equals = _CONTRASTS[SENTINEL] if test == CANDIDATE else None
     estimate = hierarchical(logarithms(rounds, metric), _CONTRASTS[test], equals, level=alpha, seed=seed)
+    baseline = typical(rounds, metric, _BESIDE[test])
     return estimate, Finding(
         group="performance",
         metric=metric.name,
         where="" if metric.workload is None else workloads[metric.workload].label(workloads),
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
-        baseline=typical(rounds, metric, _BESIDE[test]),
-        candidate=typical(rounds, metric, (test,)),
+        baseline=baseline,
+        candidate=beside(baseline, metric, estimate.centre),
         estimate=exp(estimate.centre),
         low=exp(estimate.low(alpha)),
         high=exp(estimate.high(alpha)),
     )
+
+
+def beside(baseline: float | None, metric: Measured, centre: float) -> float | None:
+    """Return the value that is so many times as bad (a logarithm) as the baseline's.
+
+    Not what is typical of the candidate's own turns: the ratio leaves out what all processes of a turn have in common,
+    and the two would not fit each other.
+    """
+    if baseline is None:
+        return None
+    found = exp(np.log(baseline) + (-centre if metric.higher_is_better else centre))
+    return _whole(found, metric)
 
 
 def exp(logarithm: float) -> float | None:
@@ -83,4 +96,8 @@ def exp(logarithm: float) -> float | None:
 def typical(rounds: Sequence[Round], metric: Measured, variants: Sequence[int]) -> float | None:
     """Return the geometric mean of the medians over turns that each round gives for each of some variants."""
     logs = [np.median(np.log(values(each[variant], metric))) for each in rounds for variant in variants]
-    return exp(float(np.mean(logs)))
+    return _whole(exp(float(np.mean(logs))), metric)
+
+
+def _whole(value: float | None, metric: Measured) -> float | None:
+    return value if value is None or metric.unit != "bytes" else float(round(value))

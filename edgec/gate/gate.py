@@ -9,6 +9,7 @@ from pathlib import Path
 from edgec import __version__
 from edgec.bundle.open import is_network_bundle
 from edgec.errors import UsageError
+from edgec.gate.fits import check_quality, check_race, for_target
 from edgec.gate.history import run_facts
 from edgec.gate.limits import Gated, gated
 from edgec.gate.network_quality import compare_networks
@@ -42,9 +43,11 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     subjects = describe(candidate), describe(baseline)
     if is_network_bundle(candidate) != is_network_bundle(baseline):
         raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
-    own = _for_target(file, subjects[0])
-    race = _race_of(file, own, network=is_network_bundle(candidate))
-    quality, remarks, data = _compare(candidate, baseline, file, own, tick)
+    own, of_targets = for_target(file, subjects[0])
+    race = _race_of(file, own, subjects[0].target, network=is_network_bundle(candidate))
+    if race is not None:
+        check_race((candidate, baseline))
+    quality, remarks, data = _compare(candidate, baseline, file, own, subjects[0].target, tick)
     raced = _NOTHING
     if race is not None:
         raced = run_race(
@@ -70,24 +73,26 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
         elapsed_s=time.monotonic() - start,
         started=started.isoformat(timespec="seconds"),
         environment={**fingerprint(), **run_facts(file, data)},
-        remarks=(*_differences(*subjects), *remarks, *raced.remarks),
+        remarks=(*_differences(*subjects), *of_targets, *remarks, *raced.remarks),
         edgec=__version__,
     )
 
 
 def _compare(
-    candidate: Path, baseline: Path, file: GateFile, own: ForTarget, tick: Tick
+    candidate: Path, baseline: Path, file: GateFile, own: ForTarget, target: str, tick: Tick
 ) -> tuple[tuple[Finding, ...], tuple[str, ...], dict[str, str]]:
     """Compare what two bundles predict; return findings, remarks, and the SHA-256 of the data by name."""
     if not isinstance(file.quality, Quality):
         return (), (), {}
+    network = is_network_bundle(candidate)
+    check_quality(file.quality, network=network)
     windows = count(1)
-    if not is_network_bundle(candidate):
+    if not network:
         return compare_decoders(
             candidate,
             baseline,
             file.quality,
-            bounds=decoder_bounds(file.quality, own.quality),
+            bounds=decoder_bounds(file.quality, own.quality, target),
             confidence=file.confidence,
             tick=lambda _: tick("window", next(windows)),
         )
@@ -102,7 +107,7 @@ def _compare(
     )
 
 
-def _race_of(file: GateFile, own: ForTarget, *, network: bool) -> tuple[Performance, Gated] | None:
+def _race_of(file: GateFile, own: ForTarget, target: str, *, network: bool) -> tuple[Performance, Gated] | None:
     """Return how to race and what is gated, so that a gate file that asks for the impossible is refused at once."""
     wanted = file.performance
     if not isinstance(wanted, Performance):
@@ -114,19 +119,7 @@ def _race_of(file: GateFile, own: ForTarget, *, network: bool) -> tuple[Performa
             where="performance.workload",
             hint="leave them out; `sizes` says how large the inputs are",
         )
-    return wanted, gated(wanted.metrics, own.metrics)
-
-
-def _for_target(file: GateFile, candidate: Subject) -> ForTarget:
-    if not file.targets:
-        return ForTarget()
-    if candidate.target not in file.targets:
-        raise UsageError(
-            f"the gate file says nothing of the target '{candidate.target}'",
-            where=candidate.path,
-            hint=f"it is for {', '.join(file.targets)}: add [targets.{candidate.target or 'NAME'}]",
-        )
-    return file.targets[candidate.target]
+    return wanted, gated(wanted.metrics, own.metrics, target)
 
 
 def _differences(candidate: Subject, baseline: Subject) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a history keeps of a gate; `history_file` reads and writes it."""
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ SCHEMA_VERSION = 1
 
 # Of a hash: as many as tell data apart.
 _DIGITS = 16
+# What a bundle says of its model besides the family: a commit that prunes would begin a series.
+_SIZE = re.compile(r", [\d.]+ M parameters$")
 # What is printed must not be taken for a command by a terminal.
 _Line = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
@@ -43,7 +46,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         schema_version: of this struct.
         when: it began.
         label: the commit, or whatever the user calls what was measured.
-        model: of the candidate, as are the next three; the artifact's name where there is no plan.
+        model: the candidate's family; the artifact's name where there is no plan. The next three are its, too.
         target: or "".
         backend: that ran it.
         profile: or "".
@@ -69,7 +72,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bundle(self) -> str:
         """What kind of bundle it is: the same for each commit."""
-        return "/".join(filter(None, (self.model, self.target, self.profile, self.backend)))
+        # Records of older versions name the size of the model, too.
+        return "/".join(filter(None, (_family(self.model), self.target, self.profile, self.backend)))
 
 
 def run_facts(file: GateFile, data: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -115,7 +119,7 @@ def record_of(result: GateResult, label: str) -> Record:
     return Record(
         when=_time(result.started),
         label=name,
-        model=_line(subject.model or Path(subject.path).name),
+        model=_line(_family(subject.model) or Path(subject.path).name),
         target=_line(subject.target),
         backend=_line(subject.backend),
         profile=_line(subject.profile),
@@ -138,6 +142,10 @@ def _setting(value: object) -> str:
     return str(value)
 
 
+def _family(model: str) -> str:
+    return _SIZE.sub("", model)
+
+
 def _line(text: str) -> str:
     return "".join(each if each.isprintable() else "\ufffd" for each in " ".join(text.split()))
 
@@ -150,7 +158,8 @@ def _name(finding: Finding) -> str:
 def _value(finding: Finding) -> Value | None:
     if finding.candidate is None or not math.isfinite(finding.candidate):
         return None
-    return Value(float(finding.candidate), _line(finding.unit), finding.higher_is_better)
+    value = float(round(finding.candidate) if finding.unit == "bytes" else finding.candidate)
+    return Value(value, _line(finding.unit), finding.higher_is_better)
 
 
 def _time(started: str) -> datetime:

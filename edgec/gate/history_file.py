@@ -56,10 +56,14 @@ def read_history(path: Path) -> History:
     return History(tuple(sorted(_parse(whole, path), key=lambda record: record.when)), remarks)
 
 
-def append(path: Path, record: Record) -> bool:
-    """Add a record to a history, which is begun if there is none; return False if it is in it already.
+def append(path: Path, record: Record) -> str | None:
+    """Add a record to a history, which is begun if there is none.
 
-    Several processes may do so at once. A record that breaks off at the end of the file is removed.
+    A run that is in it already is not added again, whatever its label. Several processes may add at once. A record that
+    breaks off at the end of the file is removed.
+
+    Returns:
+        None; the label that the run has there if it is in it already.
 
     Raises:
         UsageError: what is there is no history.
@@ -68,29 +72,53 @@ def append(path: Path, record: Record) -> bool:
     line = msgspec.json.encode(record) + b"\n"
     with _locked(path) as file:
         whole, torn = _split(b"".join(iter(lambda: os.read(file, 1 << 20), b"")))
-        if msgspec.json.decode(line, type=Record) in _parse(whole, path):
-            return False
+        given = msgspec.json.decode(line, type=Record)
+        for known in _parse(whole, path):
+            if msgspec.structs.replace(known, label=given.label) == given:
+                return known.label
         if torn:
             os.ftruncate(file, len(whole))
         _write(file, line if whole.endswith(b"\n") or not whole else b"\n" + line, len(whole))
-    return True
+    return None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Open a history for one process alone; folders above it are made."""
+    """Open a history for one process alone; folders above it are made. One that would begin empty is removed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        is_new = not path.exists()
+        file = _open(path)
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OutputError("the history cannot be written: it is no file", where=str(path), hint=_HINT)
-            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
+        except BaseException:
+            if is_new and os.fstat(file).st_size == 0:
+                path.resolve().unlink()
+            raise
         finally:
             os.close(file)
     except OSError as error:
         raise OutputError(f"the history cannot be written: {error.strerror}", where=str(path), hint=_HINT) from error
+
+
+def _open(path: Path) -> int:
+    """Open a file, and wait until no other process has it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        try:
+            _lock(file, path)
+            if os.fstat(file).st_nlink:  # else who had it before could not write, and removed it
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OutputError("the history cannot be written: it is no file", where=str(path), hint=_HINT)
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _write(file: int, line: bytes, size: int) -> None:

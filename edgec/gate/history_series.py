@@ -14,6 +14,8 @@ from edgec.gate.history import Record, Value
 LONGEST = 200
 """Runs, the last ones, that are searched for changes: what that takes grows with their square."""
 
+# Labels, the last ones, that an error names: a history has one for each commit.
+_LABELS = 8
 _WORDS = {"ms": ("slower", "faster"), "/s": ("slower", "faster"), "bytes": ("larger", "smaller")}
 _OTHERS = ("worse", "better")
 
@@ -124,7 +126,9 @@ def select(
     if not found:
         known = list(dict.fromkeys(each for record in reversed(records) for each in of(record)))
         near = difflib.get_close_matches(wanted, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the last ones are: {', '.join(known[:8]) or 'none'}"
+        named = known[:_LABELS] if what == "label" else known
+        told = "there are" if len(named) == len(known) else "the last ones are"
+        hint = f"did you mean '{near[0]}'?" if near else f"{told}: {', '.join(named) or 'none'}"
         raise UsageError(f"the history has no {what} '{wanted}'", hint=hint)
     return found
 

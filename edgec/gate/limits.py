@@ -1,7 +1,7 @@
 """What the metrics of a race may do, as ratios to the baseline."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -35,28 +35,30 @@ class Gated(msgspec.Struct, frozen=True):
 
     Args:
         limits: by name of a metric.
-        named: metrics that the gate file names: the model and the machine have to give them.
+        named: metrics that the gate file names, and where: the model and the machine have to give them.
     """
 
     limits: Mapping[str, Limits]
-    named: frozenset[str]
+    named: Mapping[str, str]
 
 
-def gated(bounds: Mapping[str, Bound] | None, own: Mapping[str, Bound]) -> Gated:
+def gated(bounds: Mapping[str, Bound] | None, own: Mapping[str, Bound], target: str = "") -> Gated:
     """Return what a gate file gates.
 
     Args:
         bounds: by name of a metric; None for the usual ones.
         own: of the target, in place of those of the same name.
+        target: its name.
 
     Raises:
         UsageError: there is no such metric, or its margin is not above what is allowed.
     """
     named = {**(bounds or {}), **own}
+    places = dict.fromkeys(bounds or {}, "performance.metrics") | dict.fromkeys(own, f"targets.{target}.metrics")
     percentiles = [f"{time.removesuffix('_ms')}_p{each}_ms" for time in _TIMES for each in PERCENTILES]
-    _refuse(named, [*USUAL, *percentiles, "energy_mj"], "there is no metric '{}'")
-    found = {name: _filled(name, bound) for name, bound in named.items()}
-    return Gated({**USUAL, **found} if bounds is None else found, frozenset(named))
+    _refuse(places, [*USUAL, *percentiles, "energy_mj"], "there is no metric '{}'")
+    found = {name: _filled(name, bound, places[name]) for name, bound in named.items()}
+    return Gated({**USUAL, **found} if bounds is None else found, places)
 
 
 def bounded(known: Sequence[Measured], wanted: Gated, workloads: Sequence[Workload]) -> dict[Measured, Limits]:
@@ -79,21 +81,25 @@ def _arrives(metric: Measured, workloads: Sequence[Workload]) -> bool:
     return metric.name in _RATES and metric.workload is not None and workloads[metric.workload].rate_per_s is not None
 
 
-def _filled(name: str, bound: Bound) -> Limits:
+def _filled(name: str, bound: Bound, place: str) -> Limits:
     usual = USUAL.get(name, Limits())
     found = Limits(bound.allowed or usual.allowed, bound.margin or usual.margin)
     if found.margin <= found.allowed:
+        margin = "`margin`" if bound.margin else f"the usual margin of {name}"
+        allowed = "`allowed`" if bound.allowed else f"what {name} is usually allowed"
         raise UsageError(
-            f"`margin` ({found.margin}) must be above `allowed` ({found.allowed})", where=f"performance.metrics.{name}"
+            f"{margin} ({found.margin}) must be above {allowed} ({found.allowed})",
+            where=f"{place}.{name}",
+            hint=f"write both, such as {name} = {{ allowed = {usual.allowed:g}, margin = {usual.margin:g} }}",
         )
     return found
 
 
-def _refuse(names: Iterable[str], known: Sequence[str], what: str) -> None:
-    for name in sorted(set(names).difference(known)):
+def _refuse(places: Mapping[str, str], known: Sequence[str], what: str) -> None:
+    for name in sorted(places.keys() - set(known)):
         close = difflib.get_close_matches(name, known, 1)
         raise UsageError(
             what.format(name),
-            where="performance.metrics",
+            where=places[name],
             hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(dict.fromkeys(known))}",
         )

@@ -18,8 +18,11 @@ from edgec.gate.metrics import Measured, needed
 from edgec.gate.result import Finding, judge
 from edgec.gate.settings import Performance
 from edgec.measure.arrivals import overloaded
-from edgec.measure.race import APART, Course, Round, have_room, race
+from edgec.measure.race import APART, Course, Round, TooLongError, have_room, race
 from edgec.measure.workload import Workload
+
+# Rounds differ in how long they take, and longer ones may fit more turns.
+_SLACK = 1.5
 
 
 class Raced(msgspec.Struct, frozen=True):
@@ -161,13 +164,17 @@ def run_race(
         workloads=workloads,
         threads=wanted.threads,
         round_s=wanted.time_limit_s / (wanted.min_rounds + 2),
+        longest_s=wanted.time_limit_s / wanted.min_rounds,
         at_least=needed(bounds.limits),
         together=together,
         seed=seed,
     )
     remarks = () if together else (APART,)
     judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
-    rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
+    try:
+        rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
+    except TooLongError as error:
+        rounds, void = (), _too_long(error.round_s, wanted.min_rounds)
     if void:
         return Raced((), (), void, rounds, remarks)
     findings = (*judging.findings.values(), *judging.reported(rounds))
@@ -205,10 +212,7 @@ def follow(
         left = (wanted.time_limit_s - elapsed_s) / round_s if round_s else wanted.max_rounds
         possible = min(wanted.max_rounds, len(taken) + max(0, int(left)))
         if possible < wanted.min_rounds and len(taken) > 1:
-            return tuple(taken), (
-                f"a round takes {round_s:.1f} s, too long for {wanted.min_rounds} rounds: "
-                f"raise `time_limit_s` to {first_s + round_s * wanted.min_rounds:.0f}"
-            )
+            return tuple(taken), _too_long(round_s, wanted.min_rounds, first_s)
         if len(taken) == 1:
             judging.check(each)
         if len(taken) == wanted.min_rounds:
@@ -216,6 +220,14 @@ def follow(
         if len(taken) >= wanted.min_rounds and judging.look(taken, is_last=len(taken) >= possible):
             break
     return tuple(taken), None
+
+
+def _too_long(round_s: float, rounds: int, first_s: float = 0.0) -> str:
+    enough_s = math.ceil(first_s + _SLACK * round_s * rounds)
+    return (
+        f"a round takes {round_s:.1f} s, too long for {rounds} rounds: raise `time_limit_s` to {enough_s}, or measure "
+        "less (fewer workloads or percentiles, queries that arrive faster)"
+    )
 
 
 def _unsteady(findings: Sequence[Finding], sentinel: Sequence[Finding]) -> str | None:

@@ -32,28 +32,32 @@ Tick = Callable[[str], object]
 _AT_ONCE = 128
 
 
-def decoder_bounds(quality: Quality, own: Mapping[str, QualityBound] | None = None) -> dict[str, QualityBound]:
+def decoder_bounds(
+    quality: Quality, own: Mapping[str, QualityBound] | None = None, target: str = ""
+) -> dict[str, QualityBound]:
     """Return what a gate file lets decoders lose.
 
     Args:
         quality: of the file.
         own: bounds of the target, in place of those of the same name.
+        target: its name.
 
     Raises:
         UsageError: it names another metric, or a ratio below 1.
     """
     bounds = {**(DEFAULT_BOUNDS if quality.metrics is None else quality.metrics), **(own or {})}
     for name, bound in bounds.items():
+        place = f"targets.{target}.quality" if name in (own or {}) else "quality.metrics"
         if name not in METRICS:
             raise UsageError(
                 f"there is no quality metric {name!r} for decoder language models",
-                where="quality.metrics",
+                where=place,
                 hint=f"use {', '.join(METRICS)}",
             )
         if name == "perplexity_ratio" and min(bound.margin, allowed(bound)) < 1:
             raise UsageError(
                 f"the bound {min(bound.margin, allowed(bound)):g} is no ratio of perplexities that a gate could allow",
-                where=f"quality.metrics.{name}",
+                where=f"{place}.{name}",
                 hint="write 1.02 for two percent",
             )
     return bounds
@@ -102,16 +106,17 @@ def compare_decoders(
     findings: list[Finding] = []
     hashes = {}
     remarks = [b.not_run(artifact) for b, artifact in zip(backends, artifacts, strict=True)]
+    if window < quality.window:
+        remarks.append(f"windows are as long as the context: {window} tokens")
     for text, passages in texts.items():
         tokens = compare_sessions(sessions[0], sessions[1], passages.windows, tick)
         documents = passages.documents[:, 1:].reshape(-1)
         windows = np.repeat(np.arange(len(passages.windows)), passages.windows.shape[1] - 1)
         where = passages.name if names.count(passages.name) == 1 else text
         hashes[where] = passages.sha256
-        findings += judge_text(tokens, documents, windows, limits, where=where)
+        chance = float(np.log(sessions[0].vocab_size))
+        findings += judge_text(tokens, documents, windows, limits, where=where, chance=chance)
         remarks += passages.remarks
-        if tokens[0].mean() > np.log(sessions[0].vocab_size):
-            remarks.append(f"the baseline predicts {where} worse than chance: such text says nothing about its quality")
     return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark)), hashes
 
 

@@ -1,5 +1,6 @@
 """The gate file: what is measured, and what of it may not get worse."""
 
+import tomllib
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +8,13 @@ from typing import Annotated
 import msgspec
 
 from edgec.errors import UsageError
-from edgec.measure.workload import Scenario, Workload
+from edgec.gate.advice import advise
+from edgec.measure.workload import MOST_THREADS, MOST_TOKENS, Length, Rows, Scenario, Workload
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
 _Ratio = Annotated[float, msgspec.Meta(ge=1, le=1000)]
 _Loss = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+# Of a text, or of data: more would take days.
+_MOST_JUDGED = 10_000_000
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,11 +37,11 @@ class Grid(_Table, frozen=True, kw_only=True):
     """Workloads of one scenario: every prompt length with every number of new tokens; see `Workload`."""
 
     scenario: Scenario = "single-stream"
-    prompt_tokens: _Count | tuple[_Count, ...] = 128
-    new_tokens: _Count | tuple[_Count, ...] = 32
-    batch: _Count = 1
+    prompt_tokens: Length | tuple[Length, ...] = 128
+    new_tokens: Length | tuple[Length, ...] = 32
+    batch: Rows = 1
     rate_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
-    sizes: dict[str, _Count] = {}
+    sizes: dict[str, Length] = {}
 
     def __post_init__(self) -> None:
         self.workloads()  # a file that asks for the impossible is refused where it is read
@@ -74,7 +77,7 @@ class Performance(_Table, frozen=True, kw_only=True):
         metrics: name -> what it may do; left out, the usual ones (`edgec/gate/metrics.py`).
     """
 
-    threads: _Count | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=MOST_THREADS)] | None = None
     time_limit_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
     min_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 6
     max_rounds: Annotated[int, msgspec.Meta(ge=5, le=1000)] = 60
@@ -126,10 +129,10 @@ class Quality(_Table, frozen=True, kw_only=True):
     """
 
     texts: tuple[str, ...] = ("python-docs", "python-source")
-    tokens: Annotated[int, msgspec.Meta(ge=2)] = 20_000
-    window: Annotated[int, msgspec.Meta(ge=2)] = 512
+    tokens: Annotated[int, msgspec.Meta(ge=2, le=_MOST_JUDGED)] = 20_000
+    window: Annotated[int, msgspec.Meta(ge=2, le=MOST_TOKENS)] = 512
     data: tuple[str, ...] = ()
-    samples: _Count = 512
+    samples: Annotated[int, msgspec.Meta(ge=1, le=_MOST_JUDGED)] = 512
     metrics: dict[str, QualityBound] | None = None
 
 
@@ -172,8 +175,14 @@ def read_gate_file(path: Path) -> GateFile:
         UsageError: it cannot be read, or says what no gate can do (with the key).
     """
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=GateFile)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the gate file cannot be read: {error.strerror}", where=str(path)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the gate file is wrong: {error}", where=str(path), hint="see docs/gates.md") from error
+    try:
+        return msgspec.convert(values, GateFile)
+    except msgspec.ValidationError as error:
+        text, place, hint = advise(error, values, GateFile)
+        where = f"{path}: {place}" if place else str(path)
+        raise UsageError(f"the gate file is wrong: {text}", where=where, hint=hint or "see docs/gates.md") from error

@@ -11,7 +11,7 @@ import numpy as np
 from edgec.backends.network import read_network_settings
 from edgec.bundle.open import find_artifact, is_network_bundle
 from edgec.errors import UsageError
-from edgec.gate.compare import common, exp, logarithms, typical
+from edgec.gate.compare import beside, common, exp, logarithms, typical
 from edgec.gate.metrics import Measured
 from edgec.gate.side_by_side_result import Cell, Row, SideBySide, names_of
 from edgec.gate.statistics import hierarchical
@@ -106,19 +106,20 @@ def row_of(rounds: Sequence[Round], metric: Measured, confidence: float) -> Row:
     """Return what rounds say of a metric."""
     alpha = (1 - confidence) / 2
     logs = logarithms(rounds, metric)
+    first = typical(rounds, metric, (0,))
     cells = []
     for variant in range(len(rounds[0])):
         single = [typical([each], metric, (variant,)) for each in rounds]
         known = [value for value in single if value is not None]
         limits = {"least": min(known, default=None), "most": max(known, default=None)}
-        ratio: dict[str, float | None] = {}
+        value, ratio = first, {}
         if variant:
             # Only these two: how much a third one scatters has nothing to do with them.
             pair = [turns[:, [0, variant]] for turns in logs]
             estimate = hierarchical(pair, np.array([-1.0, 1.0]), level=alpha, seed=_SEED)
             ends = {"low": exp(estimate.low(alpha)), "high": exp(estimate.high(alpha))}
-            ratio = {"ratio": exp(estimate.centre), **ends}
-        cells.append(Cell(value=typical(rounds, metric, (variant,)), **limits, **ratio))
+            value, ratio = beside(first, metric, estimate.centre), {"ratio": exp(estimate.centre), **ends}
+        cells.append(Cell(value=value, **limits, **ratio))
     return Row(
         metric=metric.name,
         workload=metric.workload,

@@ -1,6 +1,7 @@
 """Bundles side by side, as a picture."""
 
 import io
+import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ def check_plot(path: Path) -> None:
         )
     if path.exists() and not path.is_file():
         raise OutputError("the plot cannot be written: there is something else", where=str(path))
+    # Where it cannot write below the home folder, it takes a temporary one, and warns of what is no harm here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     require("matplotlib", "bench")
 
 

@@ -16,7 +16,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """A metric of one bundle; for `ratio`, `low` and `high` more is always worse.
 
     Args:
-        value: typical for the run: the geometric mean over rounds of the median over turns.
+        value: typical for the run: of the first the geometric mean over rounds of the median over turns, of the others
+            that times what the ratio says.
         least: of what single rounds say of it.
         most: of what single rounds say of it.
         ratio: how many times as bad as that of the first bundle; None for the first.

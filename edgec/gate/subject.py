@@ -1,12 +1,14 @@
 """What a bundle says about itself."""
 
+import os
 from pathlib import Path
 
 import msgspec
 
 from edgec.backends.backend import backend_of
-from edgec.bundle.manifest import MANIFEST, PLAN
+from edgec.bundle.manifest import MANIFEST, PLAN, Manifest, check_files, read_manifest
 from edgec.bundle.open import find_artifact
+from edgec.errors import BundleError, UsageError
 from edgec.gate.result import Subject
 from edgec.json_file import read_json
 
@@ -24,21 +26,19 @@ class _Plan(msgspec.Struct):
     profile: str
 
 
-class _Manifest(msgspec.Struct):
-    content_sha256: str
-
-
 def describe(bundle: Path) -> Subject:
-    """Return what a bundle, or an artifact alone, says of itself.
+    """Return what a bundle, or an artifact alone, says of itself; the files of a bundle are those of its manifest.
 
     Raises:
-        BundleError: it is neither, or its plan or manifest cannot be read.
+        UsageError: the path is no text.
+        BundleError: it is neither, a file is damaged or was changed, or its plan or manifest cannot be read.
     """
+    _check_path(bundle)
     backend = backend_of(find_artifact(bundle)).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    if not (bundle / PLAN).is_file():
+    if not ((bundle / PLAN).is_file() or (bundle / MANIFEST).is_file()):
         return Subject(path=str(bundle), backend=backend)
+    manifest = _verified(bundle)
     plan = read_json(bundle / PLAN, _Plan, "the bundle's plan")
-    manifest = read_json(bundle / MANIFEST, _Manifest, "the bundle's manifest")
     return Subject(
         path=str(bundle),
         model=f"{plan.source.family}, {plan.source.parameters / 1e6:.1f} M parameters",
@@ -47,3 +47,24 @@ def describe(bundle: Path) -> Subject:
         profile=plan.profile,
         sha256=manifest.content_sha256,
     )
+
+
+def _verified(bundle: Path) -> Manifest:
+    """Return the manifest of a bundle whose files are as it says."""
+    try:
+        manifest = read_manifest(bundle)
+        check_files(bundle, manifest)
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "copy or build it again"
+        raise BundleError(f"the bundle cannot be read: {error}", where=str(bundle), hint=hint) from error
+    return manifest
+
+
+def _check_path(bundle: Path) -> None:
+    """Refuse a name that no report could hold: reports are UTF-8."""
+    name = os.fsencode(bundle)
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        shown = name.decode(errors="backslashreplace")
+        raise UsageError("the path of the bundle is not UTF-8", where=shown, hint="rename it") from error

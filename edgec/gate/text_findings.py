@@ -1,8 +1,10 @@
 """What the tokens of one text say about a candidate beside its baseline."""
 
+import math
 from functools import partial
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgec.evaluate.statistics import ClusteredMean, clustered_mean
@@ -22,6 +24,7 @@ def judge_text(
     bounds: Bounds,
     *,
     where: str,
+    chance: float = math.inf,
 ) -> tuple[Finding, ...]:
     """Return the findings of one text.
 
@@ -31,6 +34,7 @@ def judge_text(
         windows: the number of the window of each, (n,), which stands in for a single document's.
         bounds: what they may lose.
         where: the text's name.
+        chance: the negative log-likelihood of a guess. Of a text that the baseline predicts worse no loss can be told.
     """
     baseline, candidate, kl, agrees = tokens
     if broken := int((~np.isfinite(candidate) | ~np.isfinite(kl)).sum()):
@@ -43,7 +47,7 @@ def judge_text(
     )
     found = partial(Finding, group="quality", where=where, note=_note(ratio, single=single))
     with np.errstate(over="ignore"):  # a wide interval
-        return (
+        findings = (
             bounds.decide(
                 found(
                     metric="perplexity_ratio",
@@ -62,6 +66,13 @@ def judge_text(
                 lambda level: min(1.0, max(0.0, disagreement.limit(level))),
             ),
         )
+    if baseline.mean() <= chance:
+        return findings
+    note = "the baseline predicts this text worse than chance: it says nothing about quality"
+    return tuple(
+        replace(each, note=note, verdict="reported" if each.verdict == "reported" else "inconclusive")
+        for each in findings
+    )
 
 
 def _note(found: ClusteredMean, *, single: bool) -> str | None:

@@ -6,12 +6,14 @@ does in the meantime hits all of a round alike, because turns are short. Only on
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from edgec.bundle.open import find_artifact
+from edgec.errors import InconclusiveError
 from edgec.measure.memory import available_bytes
 from edgec.measure.parent import Worker, workers
 from edgec.measure.query import Slice
@@ -26,8 +28,10 @@ _WARM_STEPS = 4
 # A bundle that loads within a few ms is loaded several times: a single time says little on a busy machine.
 _MOST_LOADS = 5
 _LOADING_S = 0.1
-# Turns with queries that arrive at random begin with nobody waiting: so many have to come for a queue to build up.
-_ARRIVALS = 16
+# Turns with queries that arrive at random begin with nobody waiting: so many have to come for a queue to build up. They
+# take their time, and one is enough.
+_ARRIVALS = 8
+_FEWEST_ARRIVING = 1
 # What a process takes at most while it loads, as a multiple of its artifact.
 _COPIES = 2.5
 
@@ -40,10 +44,11 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
         threads: of the runtimes; None leaves that to them.
         slice_s: a turn is as many queries as the first variant answers in this time, at least one. The shorter turns
             are, the more alike is the machine for all who take one: turns of 4 ms gave a fifth of the variance of as
-            much time in turns of 10 ms. In the scenario "server" it is at least 16 queries, which may wait for each
+            much time in turns of 10 ms. In the scenario "server" it is at least 8 queries, which may wait for each
             other.
         slices: turns of each process for each workload, at most.
         round_s: time that a round should take; where models are slow there are fewer turns, but at least three.
+        longest_s: time that a round may take.
         at_least: name of a time -> how often a process takes it at least; turns become longer for that.
         together: all processes of a round are there at once and take turns; else one after the other, which takes the
             memory of one model at a time.
@@ -55,9 +60,19 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     slice_s: float = 0.005
     slices: int = 24
     round_s: float = 6.0
+    longest_s: float = float("inf")
     at_least: dict[str, int] = {}
     together: bool = True
     seed: int = 0
+
+
+class TooLongError(InconclusiveError):
+    """A round would take longer than it may."""
+
+    def __init__(self, round_s: float) -> None:
+        """Say how long it would take, at least."""
+        super().__init__(f"a round takes {round_s:.0f} s")
+        self.round_s = round_s
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -88,8 +103,11 @@ def race(bundles: Sequence[Path], course: Course) -> Iterator[Round]:
     Raises:
         EdgecError: what a process says, such as of a bundle that cannot be read.
         BundleError: a process crashed.
-        InconclusiveError: a process was killed.
+        InconclusiveError: a process was killed, or (TooLongError) a round would take too long.
     """
+    arriving_s = sum(map(partial(_arriving_s, course.at_least), course.workloads))
+    if (least_s := len(bundles) * arriving_s) > course.longest_s:
+        raise TooLongError(least_s)
     generator = np.random.default_rng(course.seed)
     sizes = [artifact_bytes(bundle) for bundle in bundles]
     turns: _Turns | None = None
@@ -149,6 +167,14 @@ class _Turns(msgspec.Struct, frozen=True):
         return tuple(len(steps) or 1 for steps in self.steps)
 
 
+def _arriving_s(at_least: dict[str, int], workload: Workload) -> float:
+    """Return how long it takes at least until all queries of a process have come; 0 where none are waited for."""
+    if workload.rate_per_s is None:
+        return 0.0
+    times = {name: workload.new_tokens if name == "token_ms" else 1 for name in at_least}
+    return max(_ARRIVALS, *(-(-count // times[name]) for name, count in at_least.items()), 0) / workload.rate_per_s
+
+
 def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int, ...] | None:
     """Return the CPUs for all processes of a round, as many as threads; None where that is all, or not known.
 
@@ -176,11 +202,15 @@ def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: f
         queries.append(max(-(-wanted // course.slices), round(course.slice_s / query_s), fewest))
         steps.append(_divide(workload, probe, course.slice_s) if queries[-1] == 1 else ())
         turn_s += queries[-1] * query_s
-        needed = max(needed, -(-wanted // queries[-1]), _FEWEST_LONG if steps[-1] else _FEWEST_TURNS)
+        fewest = _FEWEST_ARRIVING if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS
+        needed = max(needed, -(-wanted // queries[-1]), fewest)
     # What is there besides turns: a query to warm up, and loading.
     fits = int((course.round_s / variants - load_s - turn_s) / turn_s)
     loads = min(_MOST_LOADS, max(1, int(_LOADING_S / load_s)))
-    return _Turns(loads, min(course.slices, max(needed, fits)), tuple(queries), tuple(steps))
+    count = min(course.slices, max(needed, fits))
+    if (round_s := variants * (load_s + count * turn_s)) > course.longest_s:
+        raise TooLongError(round_s)
+    return _Turns(loads, count, tuple(queries), tuple(steps))
 
 
 def _divide(workload: Workload, probe: Slice, slice_s: float) -> tuple[int, ...]:

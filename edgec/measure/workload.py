@@ -6,7 +6,21 @@ from typing import Annotated, Literal
 import msgspec
 
 Scenario = Literal["single-stream", "offline", "server"]
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+
+MOST_TOKENS = 1_000_000
+"""Of a prompt, or decoded; also the most of a size that a network leaves open."""
+
+MOST_ROWS = 65_536
+"""Of a query."""
+
+MOST_THREADS = 1024
+"""Of a runtime."""
+
+Length = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)]
+
+# What marks the batch among the sizes that a network leaves open.
+_BATCH = "batch"
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,11 +42,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     scenario: Scenario = "single-stream"
-    prompt_tokens: _Count = 128
-    new_tokens: _Count = 32
-    batch: _Count = 1
+    prompt_tokens: Length = 128
+    new_tokens: Length = 32
+    batch: Rows = 1
     rate_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
-    sizes: dict[str, _Count] = {}
+    sizes: dict[str, Length] = {}
 
     def __post_init__(self) -> None:
         if self.scenario == "server" and self.rate_per_s is None:
@@ -51,7 +65,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return in words what it is; prompt and new tokens where it is a decoder that has `lengths`."""
         left_out = {"sizes"} if lengths else {"prompt_tokens", "new_tokens"}
         words = {name: word for name, word in self._words().items() if name not in left_out}
-        if self.scenario != "offline":
+        if self.scenario != "offline" or (self.sizes and self.batch == 1):  # which may say how many rows there are
             del words["batch"]
         return ", ".join(filter(None, words.values()))
 
@@ -60,7 +74,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "scenario": self.scenario,
             "prompt_tokens": f"{self.prompt_tokens} prompt tokens",
             "new_tokens": f"{self.new_tokens} new",
-            "batch": f"batch {self.batch}",
+            "batch": "" if self._sizes_batch() else f"batch {self.batch}",
             "rate_per_s": f"{self.rate_per_s:g}/s" if self.rate_per_s else "",
             "sizes": ", ".join(f"{name} {size}" for name, size in self.sizes.items()),
         }
+
+    def _sizes_batch(self) -> bool:
+        """Say whether `sizes` says how many rows there are."""
+        return self.batch == 1 and any(_BATCH in name for name in self.sizes)

@@ -1,9 +1,11 @@
 """`edgec bench`: scenarios, grids, and bundles side by side."""
 
 import json
+import os
 import re
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,8 +13,10 @@ import pytest
 from commands import fails, invoke
 from tiny_networks import NETWORKS
 
+from edgec.cli import edgec
 from edgec.cli._bench import show
 from edgec.errors import MissingRuntimeError
+from edgec.gate import side_by_side
 from edgec.gate.side_by_side_result import SideBySide
 from edgec.measure import race as racing
 from edgec.measure.energy import Meter
@@ -111,12 +115,24 @@ class TestCompare:
             assert (first["ratio"], first["low"], first["high"]) == (None, None, None)
             for cell in others:
                 assert cell["low"] <= cell["ratio"] <= cell["high"]
-                assert cell["least"] <= cell["value"] * (1 + 1e-9)
-                assert cell["value"] <= cell["most"] * (1 + 1e-9)
+                assert cell["least"] <= cell["most"]
+                times = cell["value"] / first["value"]
+                assert cell["ratio"] == pytest.approx(1 / times if row["higher_is_better"] else times, rel=1e-5)
         sizes = [cell["value"] for cell in rows["size_bytes", None]["bundles"]]
         assert sizes[1] / sizes[0] == pytest.approx(rows["size_bytes", None]["bundles"][1]["ratio"])
         assert sizes[1] < sizes[0]
         assert result["environment"]["cpu_model"]
+
+    def test_the_plot_is_there_whoever_reads_the_table(self, compared, bundles, tmp_path, monkeypatch):
+        result = msgspec.convert(compared[0], SideBySide)
+        monkeypatch.setattr(side_by_side, "put_side_by_side", lambda *_, **__: result)
+        options = ("--compare", bundles / "int8", bundles / "int4", "--plot", tmp_path / "plot.svg")
+        end, begin = os.pipe()
+        os.close(end)
+        with suppress(BrokenPipeError), os.fdopen(begin, "w") as unread:  # which cannot be closed either
+            monkeypatch.setattr(sys, "stdout", unread)
+            assert edgec.main(["bench", *map(str, options)], standalone_mode=False) == 0
+        assert (tmp_path / "plot.svg").read_bytes() == compared[1].read_bytes()
 
     def test_the_plot_is_whole(self, compared):
         _, plot = compared
@@ -197,3 +213,10 @@ class TestRefusals:
     def test_what_does_not_fit_the_context(self, bundles):
         error = fails("bench", bundles / "int8", "--prompt-tokens", 600, "--rounds", 1)
         assert (error.exit_code, "takes 1 to 512 tokens" in error.what) == (2, True)
+
+
+def test_what_is_taken_is_what_workloads_take():
+    from edgec.cli import bench
+    from edgec.measure.workload import MOST_ROWS, MOST_THREADS, MOST_TOKENS
+
+    assert (bench._ROWS.max, bench._LENGTH.max, bench._THREADS.max) == (MOST_ROWS, MOST_TOKENS, MOST_THREADS)

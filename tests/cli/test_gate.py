@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgec.cli import edgec
 from edgec.errors import BundleError, EdgecError, InconclusiveError, OutputError, RegressionError, UsageError
 from edgec.gate import gate as gating
+from edgec.gate.formats import format_names, get_format
 from edgec.gate.formats.json import read_result
 from edgec.gate.history_file import read_history
 from edgec.gate.result import Finding, GateResult, Subject, overall
@@ -291,6 +293,65 @@ def test_nobody_has_to_read_the_table(files, tmp_path, candidate, options, code)
     assert done.returncode == code, done.stderr
     assert report.exists()
     assert "Traceback" not in done.stderr
+
+
+def test_nobody_has_to_hear_anything(files, tmp_path):
+    (files / "short.toml").write_text(
+        QUALITY.replace("4000", "2000") + "[quality.metrics]\nmean_kl = { margin = 1e-6 }\n"
+    )
+    arguments = gate(files, "int4", "int8", "short.toml", "--report", f"json:{tmp_path / 'r.json'}")
+    command = shlex.join([sys.executable, "-m", "edgec", *map(str, arguments)])
+    assert subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], check=False).returncode == 1
+    assert read_result(tmp_path / "r.json").verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("findings", "void", "says", "not_"),
+    [
+        ([finding("inconclusive")], None, "quieter machine", "tokens"),
+        (
+            [finding("inconclusive", "quality", "mean_kl"), finding("pass")],
+            None,
+            "more `tokens` or `samples`",
+            "quieter",
+        ),
+        ([finding("inconclusive", "quality", "mean_kl"), finding("inconclusive")], None, "quieter machine", "again;"),
+        ([finding("inconclusive")], "the baseline differs from itself", "quieter machine", "tokens"),
+    ],
+)
+def test_the_hint_is_for_what_is_undecided(found, capsys, findings, void, says, not_):
+    error, _ = fails_aloud(capsys, *found(*findings, void=void))
+    assert error.exit_code == 5
+    assert says in error.hint
+    assert not_ not in error.hint
+
+
+def test_what_a_void_race_says_to_do_is_said_once(found, capsys):
+    void = "a round takes 9.0 s, too long for 6 rounds: raise `time_limit_s` to 60"
+    error, said = fails_aloud(capsys, *found(finding("pass", "quality", "mean_kl"), void=void))
+    assert (error.what, error.hint) == (void, None)
+    assert "inconclusive, 0 rounds in 0 s" in said.err
+
+
+def test_without_a_race_there_are_no_rounds(found):
+    assert "pass, in 0 s" in invoke(*found(finding("pass", "quality", "mean_kl"))).stderr
+
+
+def test_it_says_which_files_it_wrote(found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    command = found(finding("pass"))
+    names = format_names()
+    said = invoke(*command, *(f"--report={name}" for name in names)).stderr
+    written = sorted(line.removeprefix("wrote ") for line in said.splitlines() if line.startswith("wrote "))
+    assert written == sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(path for name in names if (path := get_format(name).DEFAULT_PATH))
+    table = (Path(__file__).parents[2] / "docs/gates.md").read_text()
+    for name in names:
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"`{get_format(name).DEFAULT_PATH}` |" in row or get_format(name).DEFAULT_PATH is None
+    said = invoke(*command, "--report=json:a/b.json", "--history=h.jsonl", "--label=x").stderr
+    assert said.splitlines()[-1] == "wrote a/b.json"
 
 
 def test_a_disk_without_room_for_the_table(found, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`edgec history`, from a gate to a picture."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -61,6 +62,8 @@ def test_what_a_gate_reports_is_kept_and_shown(bundle, story_text, tmp_path, mon
     for _ in range(2):
         done = invoke("history", "add", "edgec-history.jsonl", "result.json", "--label", "first commit")
     assert "already" in done.stderr
+    done = invoke("history", "add", "edgec-history.jsonl", "result.json", "--label", "mistyped")
+    assert done.stderr == "note: this run is in edgec-history.jsonl already, as 'first commit'\n"
     (series,) = json.loads(invoke("history", "show", "--json").stdout)
     assert series["metric"].startswith("perplexity (")
     assert [(each["label"], each["value"]) for each in series["points"]] == [("first commit", perplexity)]
@@ -141,6 +144,45 @@ def test_what_the_file_says_of_itself_goes_to_stderr(history, tmp_path):
     done = invoke("history", "show", tmp_path / "empty")
     assert (done.stdout, "empty" in done.stderr) == ("", True)
     assert json.loads(invoke("history", "show", tmp_path / "empty", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("command", ["show", "compare"])
+def test_nobody_has_to_read_all_of_it(history, command):
+    labels = ["commit0", "commit10"] if command == "compare" else []
+    end, begin = os.pipe()
+    os.close(end)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgec", "history", command, history, *labels],
+        stdout=begin,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(begin)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_plots_need_no_home(history, tmp_path):
+    command = [sys.executable, "-m", "edgec", "history", "show", history, "--plot", tmp_path / "a.svg", "--json"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
+    done = subprocess.run(
+        command,
+        env={**plain, "HOME": "/proc/nohome", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a.svg").exists()
+
+
+def test_without_scipy_it_says_what_installs_it(history):
+    code = "import sys; sys.modules['scipy'] = None; from edgec.cli import main; main()"
+    command = [sys.executable, "-c", code, "history", "show", history]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert "'scipy', which is not installed" in done.stderr
+    assert 'pip install "edgec[gate]"' in done.stderr
 
 
 def test_labels_are_printed_as_they_are(history):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import msgspec
 import pytest
 
 from edgec.errors import OutputError
@@ -183,6 +184,16 @@ def test_benchmark_action_gets_ratios_of_one_run():
     assert "the baseline's rate divided by the candidate's" in rate["extra"]
     assert (time["value"], time["range"]) == (1.12, "1.1 to 1.14")
     assert json.loads(render_report(make({}, void="busy"), "benchmark-action")) == []
+
+
+def test_a_page_names_each_fact_once():
+    told = msgspec.structs.replace(make({}), edgec="1.2.3")
+    both = msgspec.structs.replace(told, environment={"edgec": "1.2.3", "kernel": "Linux 1"})
+    page = render_report(both, "markdown")
+    facts = [line.split("|")[1].strip() for line in page[page.index("### Machine and versions") :].splitlines()[2:]]
+    assert facts.count("edgec") == 1
+    assert len(set(facts)) == len(facts)
+    assert "| edgec | 1.2.3 |" in render_report(told, "markdown")
 
 
 def test_a_page_says_what_matters_in_its_order():

@@ -1,9 +1,11 @@
 """Histories: what they keep, how they are written, and what changed in them."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,6 +98,19 @@ class TestRecords:
         with pytest.raises(UsageError, match=what):
             record_of(given, label)
 
+    def test_bytes_are_whole(self):
+        size = Finding(group="performance", metric="size_bytes", unit="bytes", candidate=1899024.0000000019)
+        assert record_of(result(size), "a").values == {"size_bytes": Value(1899024.0, "bytes")}
+
+    def test_a_model_that_is_pruned_stays_the_same_kind(self):
+        pruned = [msgspec.structs.replace(SUBJECT, model=f"llama, {size} M parameters") for size in ("2.7", "2.6")]
+        found = [record_of(result(speed(2.0), candidate=each), "a") for each in pruned]
+        assert [each.model for each in found] == ["llama", "llama"]
+        older = msgspec.structs.replace(found[0], model="llama, 2.7 M parameters")
+        assert older.bundle == found[1].bundle == "llama/cpu/int4/onnx_cpu"
+        named = Subject(path="a, b", backend="openvino")
+        assert record_of(result(speed(2.0), candidate=named), "a").bundle == "a, b/openvino"
+
     def test_a_bare_artifact_is_known_by_its_name(self):
         bare = Subject(path="some/model", backend="openvino")
         assert record_of(result(speed(2.0), candidate=bare), "a").bundle == "model/openvino"
@@ -154,18 +169,27 @@ class TestFiles:
     def test_records_come_back_in_the_order_of_time(self, tmp_path):
         path = tmp_path / "ci" / "h.jsonl"
         records = [record("b", 2), record("a", 1), record("c", 3)]
-        assert [append(path, each) for each in records] == [True, True, True]
-        assert [append(path, each) for each in records] == [False, False, False]
+        assert [append(path, each) for each in records] == [None, None, None]
+        assert [append(path, each) for each in records] == ["b", "a", "c"]
         found = read_history(path)
         assert found.records == (records[1], records[0], records[2])
         assert found.remarks == ()
         assert [json.loads(line)["label"] for line in path.read_text().splitlines()] == ["b", "a", "c"]
 
+    def test_a_run_is_the_same_under_another_label(self, tmp_path):
+        path = tmp_path / "h"
+        append(path, record("a", 1))
+        assert append(path, record("mistyped", 1)) == "a"
+        assert append(path, record("a", 1, token_ms=11)) is None
+        assert append(path, record("a", 2)) is None
+        assert [each.label for each in read_history(path).records] == ["a", "a", "a"]
+
     def test_several_processes_append_at_once(self, tmp_path):
         code = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path; from test_history import append, record\n"
-            "for n in range(40): append(Path(sys.argv[2]), record(f'{sys.argv[3]}-{n}', n, **{'x' * 2000: 1}))"
+            "value = {'x' * 2000: ord(sys.argv[3])}\n"
+            "for n in range(40): append(Path(sys.argv[2]), record(f'{sys.argv[3]}-{n}', n, **value))"
         )
         command = [sys.executable, "-c", code, HERE, tmp_path / "h"]
         running = [subprocess.Popen([*command, name]) for name in "ab"]
@@ -241,21 +265,39 @@ class TestFiles:
         with pytest.raises(UsageError, match="No such file"):
             read_history(tmp_path / "none")
 
-    def test_a_full_disk_leaves_the_history_as_it_was(self, tmp_path):
+    @pytest.mark.parametrize("before", ["a history", "an empty file", "nothing"])
+    def test_a_full_disk_leaves_the_history_as_it_was(self, tmp_path, before):
         path = tmp_path / "h"
-        append(path, record())
-        content = path.read_bytes()
+        if before == "a history":
+            append(path, record())
+        elif before == "an empty file":
+            path.touch()
+        content = path.read_bytes() if path.exists() else b""
         code = (
             "import resource, signal, sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path; from test_history import append, record\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(content) + 50}, {len(content) + 50}))\n"
-            "append(Path(sys.argv[2]), record('b'))"
+            "append(Path(sys.argv[2]), record('b', 1))"
         )
         command = [sys.executable, "-c", code, HERE, path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "OutputError: the history cannot be written" in done.stderr
-        assert path.read_bytes() == content
+        assert path.exists() == (before != "nothing")
+        assert not path.exists() or path.read_bytes() == content
+
+    def test_who_waits_for_a_history_that_is_removed_begins_another(self, tmp_path):
+        path = tmp_path / "h"
+        with path.open("wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(append, path, record())
+                with pytest.raises(TimeoutError):
+                    waiting.result(0.2)
+                path.unlink()
+                fcntl.flock(held, fcntl.LOCK_UN)
+                assert waiting.result(10) is None
+        assert read_history(path).records == (record(),)
 
 
 @dataclass
@@ -382,6 +424,15 @@ class TestSeries:
         with pytest.raises(UsageError, match="no machine 'x'"):
             series_of(records, machine="x")
         assert series_of([]) == ()
+
+    def test_all_metrics_are_told_and_the_last_labels(self):
+        names = [f"m{n}" for n in range(12)]
+        with pytest.raises(UsageError, match="no metric 'nope'") as caught:
+            series_of([record(**dict.fromkeys(names, 1))], "nope")
+        assert caught.value.hint == f"there are: {', '.join(names)}"
+        with pytest.raises(UsageError, match="no label 'nope'") as caught:
+            compare([record(f"r{n}", n) for n in range(12)], "nope", "r1")
+        assert caught.value.hint == "the last ones are: r11, r10, r9, r8, r7, r6, r5, r4"
 
     @pytest.mark.parametrize(
         ("value", "before", "after", "words"),

@@ -38,10 +38,24 @@ def test_what_a_bound_leaves_out_is_the_usual_of_its_metric():
     }
 
 
-@pytest.mark.parametrize("bound", [Bound(allowed=1.05), Bound(margin=1.02), Bound(allowed=1.2, margin=1.1)])
-def test_a_margin_is_above_what_is_allowed(bound):
-    with pytest.raises(UsageError, match="must be above `allowed`"):
-        gated({"token_ms": bound}, {})
+@pytest.mark.parametrize(
+    ("bound", "says"),
+    [
+        (Bound(allowed=1.1), "the usual margin of token_ms (1.05) must be above `allowed` (1.1)"),
+        (Bound(allowed=1.05), "the usual margin of token_ms (1.05) must be above `allowed` (1.05)"),
+        (Bound(margin=1.02), "`margin` (1.02) must be above what token_ms is usually allowed (1.02)"),
+        (Bound(allowed=1.2, margin=1.1), "`margin` (1.1) must be above `allowed` (1.2)"),
+    ],
+)
+def test_a_margin_is_above_what_is_allowed(bound, says):
+    for arguments, place in (
+        (({"token_ms": bound}, {}), "performance.metrics.token_ms"),
+        (({"token_ms": Bound()}, {"token_ms": bound}, "orin"), "targets.orin.metrics.token_ms"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            gated(*arguments)
+        assert (caught.value.what, caught.value.where) == (says, place)
+        assert "token_ms = { allowed = 1.02, margin = 1.05 }" in caught.value.hint
 
 
 def test_bounds_of_the_target_stand_in_place_of_those_of_the_same_name():
@@ -62,10 +76,15 @@ def test_how_many_queries_arrive_is_gated_only_where_it_is_asked_for():
 @pytest.mark.parametrize("of_file", [True, False], ids=["file", "target"])
 def test_metrics_that_there_are_not_are_refused_at_once(name, of_file):
     with pytest.raises(UsageError, match=f"there is no metric '{name}'") as caught:
-        gated(*(({name: Bound()}, {}) if of_file else (None, {name: Bound()})))
+        gated(*(({name: Bound()}, {}) if of_file else (None, {name: Bound()}, "orin")))
+    assert caught.value.where == ("performance.metrics" if of_file else "targets.orin.metrics")
     assert (caught.value.hint or "").startswith(("did you mean", "there are"))
 
 
 def test_what_the_model_does_not_give_is_refused():
-    with pytest.raises(UsageError, match="gives the metric 'latency_ms'"):
+    with pytest.raises(UsageError, match="gives the metric 'latency_ms'") as caught:
         limits({"latency_ms": Bound()})
+    assert caught.value.where == "performance.metrics"
+    with pytest.raises(UsageError, match="gives the metric 'latency_ms'") as caught:
+        bounded(KNOWN, gated({}, {"latency_ms": Bound()}, "orin"), (ALONE,))
+    assert caught.value.where == "targets.orin.metrics"

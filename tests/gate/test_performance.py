@@ -85,7 +85,7 @@ def test_rounds_that_take_too_long_decide_nothing():
     seconds = count(0, 20)
     taken, void = follow(rounds(np.random.default_rng(0)), judge(), WANTED, clock=lambda: next(seconds))
     assert len(taken) == 2
-    assert "raise `time_limit_s` to 140" in void
+    assert "raise `time_limit_s` to 200" in void
 
 
 def test_a_decision_is_final():
@@ -178,3 +178,12 @@ def test_bounds_on_unknown_metrics_are_refused_before_a_verdict():
 def test_rounds_that_are_all_equal_pass_at_once():
     taken, void = follow(repeat(some(1)[0]), judge({"size_bytes": Bound()}), WANTED, clock=lambda: 0.0)
     assert (len(taken), void) == (6, None)
+
+
+def test_values_fit_the_ratio_beside_them():
+    taken = some(8, 0.1, turn=0.2)
+    for name in ("latency_ms", "rows_per_s", "size_bytes"):
+        _, found = find(taken, Measured(name, 0 if name != "size_bytes" else None), 2, (Workload(),), 0.025, 0)
+        times = found.baseline / found.candidate if found.higher_is_better else found.candidate / found.baseline
+        assert times == pytest.approx(found.estimate)
+    assert found.candidate == 1_000_000

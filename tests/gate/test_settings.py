@@ -89,3 +89,68 @@ def test_a_workload_is_run_once(tmp_path):
 
 def test_a_grid_of_one():
     assert len(Grid().workloads()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "hint"),
+    [
+        ("[performance]\ntime_limit = 3", "performance", "did you mean `time_limit_s`?"),
+        ("confidnce = 0.9", "", "did you mean `confidence`?"),
+        ("[quality]\nzzz = 3", "quality", "there are texts, tokens, window, data, samples, metrics"),
+        (
+            '[[performance.workload]]\nscenario = "offlin"',
+            "performance.workload[0].scenario",
+            "write one of single-stream, offline, server",
+        ),
+        ("[performance.workload]\nnew_tokens = 3", "performance.workload", "write `[[performance.workload]]`"),
+        ("[quality]\ntexts = {}", "quality.texts", "see docs/gates.md"),
+        (
+            "[performance.metrics]\nttft_ms = {}\ntoken_ms = { alowed = 1.5 }",
+            "performance.metrics.token_ms",
+            "did you mean `allowed`?",
+        ),
+        (
+            "[targets.cpu.metrics]\n[targets.orin.quality]\nmean_kl = { margin = 0.1 }\ntop1 = {}",
+            "targets.orin.quality.top1",
+            "see docs/gates.md",
+        ),
+        ("[performance.metrics]\ntoken_ms = 1.05", "performance.metrics.token_ms", "see docs/gates.md"),
+        (
+            "[[performance.workload]]\n[[performance.workload]]\nprompt_tokens = [1, 0]",
+            "performance.workload[1].prompt_tokens[1]",
+            "see docs/gates.md",
+        ),
+    ],
+)
+def test_what_to_do_about_nonsense(tmp_path, text, where, hint):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, text)
+    path = str(tmp_path / "gate.toml")
+    assert (caught.value.where, caught.value.hint) == (f"{path}: {where}" if where else path, hint)
+    assert "$" not in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("[performance]\nthreads = {}", 1024),
+        ('[[performance.workload]]\nscenario = "offline"\nbatch = {}', 65_536),
+        ("[[performance.workload]]\nprompt_tokens = {}", 1_000_000),
+        ("[[performance.workload]]\nnew_tokens = [8, {}]", 1_000_000),
+        ("[[performance.workload]]\nsizes.N = {}", 1_000_000),
+        ("[quality]\nwindow = {}", 1_000_000),
+        ("[quality]\ntokens = {}", 10_000_000),
+        ("[quality]\nsamples = {}", 10_000_000),
+    ],
+)
+def test_what_no_machine_could_do_is_refused(tmp_path, text, most):
+    read(tmp_path, text.format(most))
+    for more in (most + 1, 3_000_000_000, 10**30):
+        with pytest.raises(UsageError, match="wrong"):
+            read(tmp_path, text.format(more))
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    (tmp_path / "gate.toml").write_bytes(b"confidence = 0.9 # \xff")
+    with pytest.raises(UsageError, match="is wrong: 'utf-8'"):
+        read_gate_file(tmp_path / "gate.toml")

@@ -19,7 +19,7 @@ from edgec.errors import BundleError, EdgecError, InconclusiveError
 from edgec.measure import parent
 from edgec.measure import race as racing
 from edgec.measure.parent import Worker, workers
-from edgec.measure.race import Course, have_room, race
+from edgec.measure.race import Course, TooLongError, have_room, race
 from edgec.measure.workload import Workload
 
 SHORT = {"prompt_tokens": 4, "new_tokens": 2}
@@ -104,7 +104,7 @@ class TestRounds:
         for turn in offline:
             assert turn.work == 4 * len(turn.samples["latency_ms"])
         for turn in server:
-            assert turn.work == len(turn.samples["latency_ms"]) >= 16  # for a queue to build up
+            assert turn.work == len(turn.samples["latency_ms"]) >= 8  # for a queue to build up
 
     def test_percentiles_get_the_queries_that_they_take(self, network):
         course = Course(workloads=(Workload(),), threads=1, slices=10, slice_s=1e-9, round_s=1e-9)
@@ -310,3 +310,21 @@ def test_room_is_for_all_at_once(decoder, monkeypatch, free, fits):
     monkeypatch.setattr(racing, "available_bytes", lambda: free and free * size)
     assert have_room((decoder,) * fits)
     assert free is None or not have_room((decoder,) * (fits + 1))
+
+
+@pytest.mark.parametrize(
+    ("rate", "percentiles"), [(0.001, {}), (50, {"latency_ms": 662})], ids=["few arrivals", "many queries"]
+)
+def test_rounds_that_would_take_too_long_are_not_begun(network, rate, percentiles):
+    workload = Workload(scenario="server", rate_per_s=rate)
+    start = time.monotonic()
+    with pytest.raises(TooLongError) as caught:
+        next(race((network,) * 3, Course(workloads=(workload,), at_least=percentiles, longest_s=10)))
+    assert caught.value.round_s > 10
+    assert time.monotonic() - start < 10
+
+
+def test_a_few_arrivals_are_a_turn(network):
+    workload = Workload(scenario="server", rate_per_s=20)
+    (first, _) = next(race((network,) * 2, Course(workloads=(workload,), round_s=0.1, threads=1)))
+    assert [len(turn.samples["latency_ms"]) for turn in first.slices[0]] == [8]

@@ -27,6 +27,10 @@ def test_each_scenario_takes_what_is_its_own():
         '{"scenario": "server", "rate_per_s": 1e7}',
         '{"sizes": {"N": 0}}',
         '{"tokens": 3}',
+        '{"prompt_tokens": 1000001}',
+        '{"new_tokens": 1000001}',
+        '{"scenario": "offline", "batch": 65537}',
+        '{"sizes": {"N": 1000001}}',
     ],
 )
 def test_files_that_ask_for_the_impossible_are_refused(text):
@@ -52,3 +56,12 @@ def test_a_title_says_what_it_is():
     offline = Workload(scenario="offline", batch=4, sizes={"tokens": 9})
     assert offline.title(lengths=False) == "offline, batch 4, tokens 9"
     assert offline.title(lengths=True) == "offline, 128 prompt tokens, 32 new, batch 4"
+
+
+def test_a_batch_is_told_once():
+    named = Workload(scenario="offline", sizes={"batch": 4})
+    assert named.title(lengths=False) == "offline, batch 4"
+    assert Workload(scenario="offline", sizes={"N": 4}).title(lengths=False) == "offline, N 4"
+    assert Workload(scenario="offline").title(lengths=False) == "offline, batch 1"
+    other = Workload(scenario="offline", batch=8)
+    assert [each.label((named, other)) for each in (named, other)] == ["batch 4", "batch 8"]

@@ -70,10 +70,13 @@ def render_report(result: GateResult, name: str) -> str:
     return get_format(name).render(plain(result))
 
 
-def write_report(result: GateResult, name: str, path: Path | None = None) -> None:
+def write_report(result: GateResult, name: str, path: Path | None = None) -> Path | None:
     """Write a result: into `path`, else where the format says that it goes, else on stdout.
 
     What is at `path` is replaced, whole or not at all; folders above it are made. `-` is stdout.
+
+    Returns:
+        The file that was written, if one was.
 
     Raises:
         UsageError: there is no such format.
@@ -82,14 +85,15 @@ def write_report(result: GateResult, name: str, path: Path | None = None) -> Non
     form, told = get_format(name), plain(result)
     if path is None and isinstance(form, Published):
         form.publish(told)
-        return
+        return None
     if path is None and form.DEFAULT_PATH is not None:
         path = Path(form.DEFAULT_PATH)
     text = form.render(told)
     if path is None or str(path) == "-":
         click.echo(text, nl=False)
-    else:
-        write_whole(path, text.encode(), "the report")
+        return None
+    write_whole(path, text.encode(), "the report")
+    return path
 
 
 def plain(result: GateResult) -> GateResult:

@@ -67,10 +67,11 @@ def _notes(findings: Iterable[Finding]) -> list[str]:
 
 
 def _facts(result: GateResult) -> list[tuple[str, str]]:
+    facts = result.environment | ({"edgec": result.edgec} if result.edgec else {})
+    took = f"{result.elapsed_s:.1f} s"
     rows = [
-        *result.environment.items(),
-        ("edgec", result.edgec),
-        ("rounds", f"{result.rounds}, in {result.elapsed_s:.1f} s"),
+        *facts.items(),
+        ("rounds", f"{result.rounds}, in {took}") if result.rounds else ("took", took),
         ("started", result.started),
         ("candidate's manifest", result.candidate.sha256),
         ("baseline's manifest", result.baseline.sha256),

@@ -1,0 +1,77 @@
+"""Whether a gate file fits the bundles: what can be known before anything is run."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from edgec.backends.backend import backend_of
+from edgec.bundle.open import find_artifact
+from edgec.errors import MissingRuntimeError, UsageError
+from edgec.gate.result import Subject
+from edgec.gate.settings import ForTarget, GateFile, Quality
+from edgec.measure.query import check_runs
+from edgec.spec.load import list_targets
+
+_OF_DECODERS = ("texts", "tokens", "window")
+_OF_NETWORKS = ("data", "samples")
+
+
+def check_quality(quality: Quality, *, network: bool) -> None:
+    """Refuse what says how models of the other kind are judged: it would be ignored.
+
+    Raises:
+        UsageError: there is such a thing.
+    """
+    mine, others = (_OF_NETWORKS, _OF_DECODERS) if network else (_OF_DECODERS, _OF_NETWORKS)
+    for name in others:
+        if getattr(quality, name) != getattr(Quality(), name):
+            raise UsageError(
+                f"`{name}` is for {'decoder' if network else 'other models than decoder'} language models",
+                where=f"quality.{name}",
+                hint=f"leave it out; {', '.join(f'`{each}`' for each in mine)} say what this one is judged on",
+            )
+
+
+def check_race(bundles: Iterable[Path]) -> None:
+    """Make sure that this machine runs bundles that are to be raced.
+
+    Raises:
+        MissingRuntimeError: it does not run one.
+    """
+    for bundle in bundles:
+        artifact = find_artifact(bundle)
+        try:
+            check_runs(backend_of(artifact), artifact, bundle)
+        except MissingRuntimeError as error:
+            hint = f"{error.hint}, or leave the race out: `performance = false`"
+            raise MissingRuntimeError(error.what, where=error.where, hint=hint) from error
+
+
+def for_target(file: GateFile, candidate: Subject) -> tuple[ForTarget, tuple[str, ...]]:
+    """Return the bounds for a bundle's target, and what is to be said of the others' names.
+
+    Raises:
+        UsageError: there are bounds for other targets only.
+    """
+    if not file.targets:
+        return ForTarget(), ()
+    meant = _misspelt(file.targets, candidate.target)
+    if candidate.target not in file.targets:
+        close = [name for name, target in meant.items() if target == candidate.target]
+        add = f"it is for {', '.join(file.targets)}: add [targets.{candidate.target or 'NAME'}]"
+        raise UsageError(
+            f"the gate file says nothing of the target '{candidate.target}'",
+            where=candidate.path,
+            hint=f"[targets.{close[0]}]: did you mean [targets.{candidate.target}]?" if close else add,
+        )
+    remarks = (f"[targets.{name}] of the gate file: did you mean {target}?" for name, target in meant.items())
+    return file.targets[candidate.target], tuple(remarks)
+
+
+def _misspelt(names: Iterable[str], own: str) -> Mapping[str, str]:
+    """Return names that are no target's -> the target that is nearly called so, or has it as an alias."""
+    known = {each: target.name for target in list_targets() for each in (target.name, *target.aliases)}
+    if own:
+        known[own] = own
+    close = {name: difflib.get_close_matches(name, known, 1) for name in names if known.get(name) != name}
+    return {name: known[found[0]] for name, found in close.items() if found}
