@@ -92,7 +92,7 @@ class TestAlone:
             result = found(bundles / "cnn", "--scenario", "offline", "--batch", batch, "--rounds", 1, "--threads", 1)
             assert result["workloads"][0]["batch"] == batch
             rates.append(by_name(result)["rows_per_s", 0]["bundles"][0]["value"])
-        assert rates[1] > 2 * rates[0]
+        assert rates[1] > 1.2 * rates[0]
 
     def test_a_server_that_is_asked_too_much_says_so(self, bundles):
         done = invoke("bench", bundles / "int8", *SHORT, "--scenario", "server", "--rate", 1e5, "--rounds", 1)

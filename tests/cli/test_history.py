@@ -57,7 +57,9 @@ def test_what_a_gate_reports_is_kept_and_shown(bundle, story_text, tmp_path, mon
     (tmp_path / "gate.toml").write_text(
         f'performance = false\n[quality]\ntexts = ["{story_text}"]\ntokens = 200\nwindow = 64\n'
     )
-    invoke("gate", bundle, "--baseline", bundle, "--config", "gate.toml", "--report", "json:result.json")
+    # Random weights predict worse than chance, which decides nothing.
+    error = fails("gate", bundle, "--baseline", bundle, "--config", "gate.toml", "--report", "json:result.json")
+    assert error.exit_code == 5
     perplexity = read_result(tmp_path / "result.json").findings[0].candidate
     for _ in range(2):
         done = invoke("history", "add", "edgec-history.jsonl", "result.json", "--label", "first commit")
