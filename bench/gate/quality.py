@@ -35,7 +35,7 @@ from edgec.gate.settings import QualityBound
 from edgec.gate.text_findings import judge_text
 from edgec.generate.tokenizer import Tokenizer
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "gate"
 CONFIDENCE, GATED = 0.95, 2
 # How near to k margins the whole text must come; what is left moves the bound.
 _NEAR = 0.1
@@ -172,16 +172,16 @@ def study(model: Path, text: str, options: argparse.Namespace, work: Path) -> li
 
 
 def main() -> None:
-    """Run the study, print a table, and write the numbers."""
+    """Run the study, and write the numbers, of which `report.py` makes a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", action="append", help="default: python-docs and python-source")
-    parser.add_argument("--tokens", type=int, default=200_000, help="of each text, that are read")
+    parser.add_argument("--tokens", type=int, default=100_000, help="of each text, that are read")
     parser.add_argument("--sample", type=int, default=20_000, help="tokens in a gate")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--margin", type=float, default=1.02)
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=RESULTS / "gate_quality.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         texts = options.text or ["python-docs", "python-source"]
@@ -189,12 +189,6 @@ def main() -> None:
     numbers = {key: value for key, value in vars(options).items() if isinstance(value, int | float)}
     settings = {"model": options.model.name, "confidence": CONFIDENCE, "gated": GATED, **numbers}
     options.out.write_text(json.dumps({**settings, "cases": [asdict(case) for case in cases]}) + "\n")
-    print("| text | candidate | true ratio | bound | passes | fails | undecided | interval holds | if independent |")
-    print("|---" * 9 + "|")
-    for case in cases:
-        shares = (case.passed, case.failed, case.undecided, case.held, case.held_if_independent)
-        numbers = f"{case.true_ratio:.4f} | {case.bound:.4f} | " + " | ".join(f"{share:.1%}" for share in shares)
-        print(f"| {case.text} | {case.name} | {numbers} |")
 
 
 if __name__ == "__main__":

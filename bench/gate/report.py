@@ -2,10 +2,10 @@
 
     python bench/gate/report.py
 
-Reads bench/results/gate/*.jsonl.gz; writes bench/results/gate.md and gate.png. The other ways are given what they are
-used with: (a) a stored number has the baseline's latency of the first gate of the campaign; (b) Mann-Whitney has the
-baseline's turns of the first half of the rounds and the candidate's of the second half, one after the other as in two
-jobs; (c) `pyperf compare_to` has all turns of both, each process as a run.
+Reads bench/results/gate/*.jsonl.gz, and quality.json there; writes bench/results/gate.md and gate.png. The other ways
+are given what they are used with: (a) a stored number has the baseline's latency of the first gate of the campaign; (b)
+Mann-Whitney has the baseline's turns of the first half of the rounds and the candidate's of the second half, one after
+the other as in two jobs; (c) `pyperf compare_to` has all turns of both, each process as a run.
 """
 
 import json
@@ -34,7 +34,17 @@ def main() -> None:
     if not conditions:
         sys.exit("there is no raw data: run campaign.py first")
     rows = [row for name, records in conditions.items() for row in _rows(name, records)]
-    lines = ["# The gate's own quality", "", *_words(conditions), "", *_table(rows), "", *_intervals(conditions), ""]
+    lines = [
+        "# The gate's own quality",
+        "",
+        *_words(conditions),
+        "",
+        *_table(rows),
+        "",
+        *_intervals(conditions),
+        "",
+        *_quality(),
+    ]
     PAGE.write_text("\n".join(lines))
     _plot(rows, PAGE.with_suffix(".png"))
     print("\n".join(lines))
@@ -179,6 +189,33 @@ def _intervals(conditions: dict[str, Sequence[Record]]) -> list[str]:
             width = np.median([np.log(high / low) / 2 for _, _, low, high, *_ in found])
             lines.append(f"| {name} | {case} % | {truth:.4f} | {_share(held, len(found))} | {100 * width:.2f} % |")
     return [*lines, "", "The true ratio of equal models is 1; of the others, the median of all gates' estimates."]
+
+
+def _quality() -> list[str]:
+    """Return what gates say of candidates whose loss is known; see `quality.py`."""
+    path = RESULTS / "quality.json"
+    if not path.is_file():
+        return []
+    study = json.loads(path.read_text())
+    lines = [
+        "## Quality",
+        "",
+        f"{study['model']} beside itself with noise in its weights, as much as makes the loss of perplexity 1 and 2",
+        f"times the margin ({100 * (study['margin'] - 1):.0f} %), and rounded to int8. Each of {study['draws']} gates",
+        f"reads {study['sample']:,} tokens of {study['tokens']:,} at most, at the level of a gate on {study['gated']}",
+        "texts. The last column is what intervals would hold if tokens were independent.",
+        "`python bench/gate/quality.py CHECKPOINT` makes it.",
+        "",
+        "| text | candidate | true ratio | margin | pass | fail | undecided | intervals hold | if independent |",
+        "|---" * 9 + "|",
+    ]
+    for case in study["cases"]:
+        ratios = [f"{case[name]:.4f}" for name in ("true_ratio", "bound")]
+        names = ("passed", "failed", "undecided", "held", "held_if_independent")
+        lines.append(
+            "| " + " | ".join([case["text"], case["name"], *ratios, *(f"{case[n]:.1%}" for n in names)]) + " |"
+        )
+    return [*lines, ""]
 
 
 def _plot(rows: Sequence[dict], path: Path) -> None:
