@@ -167,6 +167,8 @@ def _show(result: "GateResult") -> None:
         columns = ("metric", *(["of"] if places else []), "baseline -> candidate", heading, "verdict")
         if findings:
             print_table(columns, (_row(result, finding, places=places) for finding in findings))
+        for where, note in dict.fromkeys((finding.where, finding.note) for finding in findings if finding.note):
+            say(f"note: {where}: {note}" if where else f"note: {note}")
     if result.sentinel:
         distance, name = max((abs((each.estimate or 1) - 1), each.name) for each in result.sentinel)
         say(f"the baseline beside itself: within {distance:.1%} (most in {name})")
