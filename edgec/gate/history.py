@@ -85,9 +85,8 @@ def run_facts(file: GateFile, data: Mapping[str, str] | None = None) -> dict[str
     """
     facts = {}
     if isinstance(race := file.performance, Performance):
-        every = [workload for grid in race.workload for workload in grid.workloads()]
         facts["threads"] = str(race.threads or "the runtime's choice")
-        facts["workloads"] = "; ".join(map(_words, every))
+        facts["workloads"] = "; ".join(map(_words, race.workloads()))
     if isinstance(file.quality, Quality):
         hashes = [f"{Path(name).name}={sha256[:_DIGITS]}" for name, sha256 in (data or {}).items()]
         facts["evaluation"] = ", ".join((_words(file.quality), *([f"sha256 {' '.join(hashes)}"] if hashes else [])))

@@ -108,13 +108,13 @@ def compare_decoders(
     remarks = [b.not_run(artifact) for b, artifact in zip(backends, artifacts, strict=True)]
     if window < quality.window:
         remarks.append(f"windows are as long as the context: {window} tokens")
+    chance = float(np.log(sessions[0].vocab_size))
     for text, passages in texts.items():
         tokens = compare_sessions(sessions[0], sessions[1], passages.windows, tick)
         documents = passages.documents[:, 1:].reshape(-1)
         windows = np.repeat(np.arange(len(passages.windows)), passages.windows.shape[1] - 1)
         where = passages.name if names.count(passages.name) == 1 else text
         hashes[where] = passages.sha256
-        chance = float(np.log(sessions[0].vocab_size))
         findings += judge_text(tokens, documents, windows, limits, where=where, chance=chance)
         remarks += passages.remarks
     return tuple(findings), tuple(dict.fromkeys(remark for remark in remarks if remark)), hashes

@@ -54,7 +54,7 @@ def _verified(bundle: Path) -> Manifest:
     try:
         manifest = read_manifest(bundle)
         check_files(bundle, manifest)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         hint = "copy or build it again"
         raise BundleError(f"the bundle cannot be read: {error}", where=str(bundle), hint=hint) from error
     return manifest
