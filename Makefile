@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test coverage lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels bench-gate docs clean
+.PHONY: demo test coverage lint test-slow test-core bench-builder bench-openvino bench-memory bench-quality bench-networks bench-fusions bench-prune bench-channels bench-gate bench-gate-quality docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,9 @@ bench-channels:  ## what a network gains and loses with its channels
 
 bench-gate:  ## how often the gate errs; goes on where it stopped. MINUTES for each of quiet and busy
 	bash bench/gate/run.sh $(PYTHON) $(MINUTES)
+
+bench-gate-quality: $(STAMP)  ## how often the gate finds a known loss of SmolLM2's quality; hours
+	$(BIN)/python bench/gate/quality.py "$$($(BIN)/python bench/smollm2.py)"
 
 docs: $(STAMP)  ## regenerate the tables in docs/
 	$(BIN)/python -m edgec.spec.table > docs/targets.md

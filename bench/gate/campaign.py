@@ -9,6 +9,7 @@ the page.
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from edgec.gate.metrics import Measured, values
 from edgec.gate.performance import Raced, run_race
 from edgec.gate.result import overall
 from edgec.gate.settings import Performance
+from edgec.measure import race
 from edgec.measure.fingerprint import fingerprint
 
 HERE = Path(__file__).parent
@@ -37,7 +39,10 @@ WANTED = {0: 500, 2: 100, 5: 100, 10: 100}
 """Per cent of more work -> gates."""
 
 SETTINGS = Performance(threads=1)
-"""What `edgec init-ci` writes: the usual metrics and margins, 60 s, one thread."""
+"""The usual metrics, margins and time (60 s); one thread, as in what `edgec init-ci` writes."""
+
+MACHINE = ("cpu_model", "usable_cpus", "kernel", "onnxruntime", "edgec")
+"""Facts of the machine that are kept with each gate."""
 
 LATENCY = Measured("latency_ms", 0)
 
@@ -50,7 +55,8 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{args.condition}.jsonl.gz"
     done = Counter(record["slower"] for record in read(path))
-    machine = fingerprint()
+    facts = fingerprint()
+    machine = {key: facts[key] for key in MACHINE} | {"code": _code()}
     end = time.monotonic() + 60 * args.minutes
     with _hog() if args.condition == "hog" else _nothing():
         while time.monotonic() < end and any(done[case] < wanted for case, wanted in WANTED.items()):
@@ -59,8 +65,8 @@ def main() -> None:
             start = time.monotonic()
             raced = _gate(case, 1000 * case + number)
             line = json.dumps(_record(case, number, time.monotonic() - start, raced, machine))
-            with gzip.open(path, "at") as file:  # a member of its own: an interrupted run loses a line at most
-                file.write(line + "\n")
+            with path.open("ab") as file:  # a member of its own, in one piece: an interrupted run loses a gate at most
+                file.write(gzip.compress(f"{line}\n".encode()))
             done[case] += 1
             verdict = overall(raced.findings, raced.void)
             print(
@@ -85,10 +91,11 @@ def _gate(case: int, seed: int) -> Raced:
 def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dict[str, str]) -> dict:
     """Return one gate: its verdict, its findings, and the mean latency of each turn of each process."""
     found = {}
-    for finding in (*raced.findings, *(each for each in raced.sentinel)):
-        name = finding.metric + (" sentinel" if finding in raced.sentinel else "")
-        numbers = (finding.estimate, finding.low, finding.high, finding.decided_low, finding.decided_high)
-        found[name] = [finding.verdict, *(None if value is None else round(value, 5) for value in numbers)]
+    for suffix, findings in (("", raced.findings), (" sentinel", raced.sentinel)):
+        for each in findings:
+            numbers = (each.estimate, each.low, each.high, each.decided_low, each.decided_high)
+            rounded = (None if value is None else round(value, 5) for value in numbers)
+            found[each.metric + suffix] = [each.verdict, *rounded]
     return {
         "slower": case,
         "number": number,
@@ -100,8 +107,15 @@ def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dic
         "turns_ms": [
             [[float(f"{value:.4g}") for value in values(process, LATENCY)] for process in each] for each in raced.rounds
         ],
-        "machine": {key: machine[key] for key in ("cpu_model", "usable_cpus", "kernel", "onnxruntime", "edgec")},
+        "machine": machine,
     }
+
+
+def _code() -> str:
+    """Return a digest of the code that races and judges, so that data of different gates cannot mix unseen."""
+    loaded = (module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "edgec")
+    files = {Path(file) for file in loaded if file} | set(Path(race.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:8]
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def main() -> NoReturn:
             error.show()
         _end(2)
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted; nothing was written")
+        say("interrupted; nothing is half written")
         _end(130)
     except BrokenPipeError:
         _end(0)

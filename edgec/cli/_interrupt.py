@@ -27,7 +27,7 @@ def install() -> None:
             raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number == signal.SIGALRM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
 

@@ -130,7 +130,7 @@ def _tell_all(outputs: Iterable[Callable[[], object]]) -> list[EdgecError]:
         except BrokenPipeError:
             # Who read the table has gone; the exit code says the verdict all the same.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, the others tell it
             failures.append(explain(error))
     return failures
 
@@ -170,19 +170,27 @@ def _show(result: "GateResult") -> None:
         for where, note in dict.fromkeys((finding.where, finding.note) for finding in findings if finding.note):
             say(f"note: {where}: {note}" if where else f"note: {note}")
     if result.sentinel:
-        distance, name = max((abs((each.estimate or 1) - 1), each.name) for each in result.sentinel)
+        distance, name = max((_distance(each), each.name) for each in result.sentinel)
         say(f"the baseline beside itself: within {distance:.1%} (most in {name})")
     raced = result.rounds > 0 or result.void is not None
     say(f"{result.verdict}, {f'{result.rounds} rounds ' * raced}in {result.elapsed_s:.0f} s")
 
 
+def _distance(finding: "Finding") -> float:
+    """Return how far from 1 a ratio may be."""
+    ends = (finding.low or 0, float("inf") if finding.high is None else finding.high)
+    return max(abs(end - 1) for end in ends)
+
+
 def _row(result: "GateResult", finding: "Finding", *, places: bool) -> tuple[str, ...]:
     from edgec.gate.formats._text import judged
-    from edgec.gate.quantity import quantities
+    from edgec.gate.quantity import number, quantities
 
-    found = "" if finding.estimate is None else f"{finding.estimate:.3f}"
+    # Distances may be far smaller than any ratio.
+    text = number if finding.scale == "value" else "{:.3f}".format
+    found = "" if finding.estimate is None else text(finding.estimate)
     if finding.low is not None and finding.high is not None:
-        found += f" ({finding.low:.3f} to {finding.high:.3f})"
+        found += f" ({text(finding.low)} to {text(finding.high)})"
     values = [value for value in (finding.baseline, finding.candidate) if value is not None]
     shown = quantities(values, finding.unit)
     return finding.metric, *([finding.where] if places else []), shown, found, judged(result, finding)

@@ -1,8 +1,11 @@
 """`edgec init-ci`: a workflow that gates every change of a repository."""
 
+import json
 import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,7 +29,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
     metavar="NAME|FILE",
     help=f"What you want.  [default: {DECODER_PROFILE}; {_network.PROFILE} for other than language models]",
 )
-@click.option("--install", metavar="REQUIREMENT", help="What pip installs.  [default: this edgec, from PyPI]")
+@click.option("--install", metavar="REQUIREMENT", help="What pip installs.  [default: this edgec]")
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), metavar="DIR", help="The repository.  [default: the one you are in]"
 )
@@ -71,12 +74,13 @@ def command(
         say(f"note: {GATE_FILE} was there, and is as it was")
     if GITLAB_ROOT in there and system == "gitlab":
         say(f"note: add this to {GITLAB_ROOT}, if it is not in it:\n{gitlab_include()}")
+    if not install and _origin().get("url", "").startswith("file:"):
+        say(f"note: this edgec comes from a folder; the workflow installs {setup.install}: name another with --install")
     _advise(root, setup)
 
 
 def _setup(root: Path, checkpoint: str, target: str, profile: str | None, install: str | None) -> "Setup":
     """Return what the workflow builds; all of it exists, and is in the repository or known to edgec."""
-    from edgec import __version__
     from edgec.frontends.source import is_network
     from edgec.gate.ci import Setup
     from edgec.spec.load import load_network_profile, load_profile, load_target
@@ -96,9 +100,28 @@ def _setup(root: Path, checkpoint: str, target: str, profile: str | None, instal
         checkpoint=_inside(root, checkpoint) if is_file else checkpoint,
         target=_inside(root, target) if target.endswith(".toml") else target,
         profile=_inside(root, wanted) if wanted.endswith(".toml") else wanted,
-        install=install or f"edgec[{','.join(extras)}]=={__version__}",
+        install=install or _requirement(extras),
         is_network=network,
     )
+
+
+def _requirement(extras: Sequence[str]) -> str:
+    """Return what pip installs this edgec by: its version, or the commit that it was installed from."""
+    from edgec import __version__
+
+    name, origin = f"edgec[{','.join(extras)}]", _origin()
+    if "vcs_info" in origin:
+        return f"{name} @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
+    return f"{name}=={__version__}"
+
+
+def _origin() -> dict[str, Any]:
+    """Return where pip installed edgec from, nothing if from an index (PEP 610)."""
+    try:
+        found: dict[str, Any] = json.loads(distribution("edgec").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return {}
+    return found
 
 
 def _repository() -> Path:

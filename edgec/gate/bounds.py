@@ -34,6 +34,11 @@ class Bounds:
     confidence: float
     gated: int
 
+    @property
+    def level(self) -> float:
+        """One-sided, at which any of them fails."""
+        return (1 - self.confidence) / 2 / max(1, self.gated)
+
     def decide(self, finding: Finding, limit: Limit) -> Finding:
         """Return a finding with its interval and its verdict."""
         wrong = (1 - self.confidence) / 2
@@ -42,7 +47,7 @@ class Bounds:
         bound = self.metrics.get(finding.metric)
         if bound is None:
             return found
-        low = limit(wrong / max(1, self.gated))
+        low = limit(self.level)
         return replace(
             found,
             decided_low=low,

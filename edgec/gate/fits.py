@@ -1,15 +1,17 @@
 """Whether a gate file fits the bundles: what can be known before anything is run."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from edgec.backends.backend import backend_of
-from edgec.bundle.open import find_artifact
+from edgec.bundle.open import find_artifact, is_network_bundle
 from edgec.errors import MissingRuntimeError, UsageError
+from edgec.gate.limits import Gated
 from edgec.gate.result import Subject
 from edgec.gate.settings import ForTarget, GateFile, Quality
-from edgec.measure.query import check_runs
+from edgec.measure.query import check_runs, check_workloads
+from edgec.measure.workload import Workload
 from edgec.spec.load import list_targets
 
 _OF_DECODERS = ("texts", "tokens", "window")
@@ -29,6 +31,42 @@ def check_quality(quality: Quality, *, network: bool) -> None:
                 f"`{name}` is for {'decoder' if network else 'other models than decoder'} language models",
                 where=f"quality.{name}",
                 hint=f"leave it out; {', '.join(f'`{each}`' for each in mine)} say what this one is judged on",
+            )
+
+
+def check_bundles(bundles: Sequence[Path], workloads: Sequence[Workload]) -> None:
+    """Make sure, before any work, that bundles can be compared and take the workloads.
+
+    Raises:
+        UsageError: they cannot, or do not.
+        BundleError: one cannot be read.
+    """
+    artifacts = [find_artifact(bundle) for bundle in bundles]
+    kinds = [is_network_bundle(artifact) for artifact in artifacts]
+    if True in kinds and False in kinds:
+        other = bundles[kinds.index(not kinds[0])]
+        what = ("a decoder language model", "not") if kinds[0] else ("no decoder language model", "one")
+        raise UsageError(f"this bundle is {what[0]}, the first is {what[1]}", where=str(other))
+    for bundle, artifact in zip(bundles, artifacts, strict=True):
+        try:
+            check_workloads(artifact, workloads)
+        except UsageError as error:
+            raise UsageError(error.what, where=str(bundle), hint=error.hint) from error
+
+
+def check_metrics(wanted: Gated, *, network: bool) -> None:
+    """Refuse bounds on what only models of the other kind have.
+
+    Raises:
+        UsageError: there is one.
+    """
+    others = ("ttft_", "token_", "tokens_") if network else ("latency_", "rows_")
+    for name, place in wanted.named.items():
+        if name.startswith(others):
+            raise UsageError(
+                f"{name} is of {'decoder' if network else 'other models than decoder'} language models",
+                where=place,
+                hint=f"bound {'latency_ms or rows_per_s' if network else 'ttft_ms, token_ms or tokens_per_s'} instead",
             )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edgec import __version__
 from edgec.bundle.open import is_network_bundle
-from edgec.errors import UsageError
-from edgec.gate.fits import check_quality, check_race, for_target
+from edgec.errors import InconclusiveError, UsageError
+from edgec.gate.fits import check_bundles, check_metrics, check_quality, check_race, for_target
 from edgec.gate.history import run_facts
 from edgec.gate.limits import Gated, gated
 from edgec.gate.network_quality import compare_networks
@@ -36,28 +36,29 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     Raises:
         UsageError: the gate file asks for what these bundles cannot do.
         BundleError: a bundle cannot be read, or crashes.
-        InconclusiveError: a process was killed.
         MissingRuntimeError: what would run a bundle is not here.
     """
     start, started = time.monotonic(), datetime.now(UTC)
     subjects = describe(candidate), describe(baseline)
-    if is_network_bundle(candidate) != is_network_bundle(baseline):
-        raise UsageError("one bundle is a decoder language model, the other is not", where=str(candidate))
     own, of_targets = for_target(file, subjects[0])
     race = _race_of(file, own, subjects[0].target, network=is_network_bundle(candidate))
+    check_bundles((baseline, candidate), race[0].workloads() if race else ())
     if race is not None:
         check_race((candidate, baseline))
     quality, remarks, data = _compare(candidate, baseline, file, own, subjects[0].target, tick)
     raced = _NOTHING
     if race is not None:
-        raced = run_race(
-            candidate,
-            baseline,
-            *race,
-            confidence=file.confidence,
-            seed=file.seed,
-            tick=lambda rounds: tick("round", rounds),
-        )
+        try:
+            raced = run_race(
+                candidate,
+                baseline,
+                *race,
+                confidence=file.confidence,
+                seed=file.seed,
+                tick=lambda rounds: tick("round", rounds),
+            )
+        except InconclusiveError as error:  # what was found of quality stands
+            raced = Raced((), (), "; ".join(filter(None, (error.what, error.hint))), ())
     findings = (*raced.findings, *quality)
     if raced.void is None and all(finding.verdict == "reported" for finding in findings):
         raise UsageError("nothing was judged: no metric has a bound", hint="see docs/gates.md")
@@ -119,7 +120,9 @@ def _race_of(file: GateFile, own: ForTarget, target: str, *, network: bool) -> t
             where="performance.workload",
             hint="leave them out; `sizes` says how large the inputs are",
         )
-    return wanted, gated(wanted.metrics, own.metrics, target)
+    found = gated(wanted.metrics, own.metrics, target)
+    check_metrics(found, network=network)
+    return wanted, found
 
 
 def _differences(candidate: Subject, baseline: Subject) -> tuple[str, ...]:

@@ -89,7 +89,10 @@ def run_facts(file: GateFile, data: Mapping[str, str] | None = None) -> dict[str
         facts["workloads"] = "; ".join(map(_words, race.workloads()))
     if isinstance(file.quality, Quality):
         hashes = [f"{Path(name).name}={sha256[:_DIGITS]}" for name, sha256 in (data or {}).items()]
-        facts["evaluation"] = ", ".join((_words(file.quality), *([f"sha256 {' '.join(hashes)}"] if hashes else [])))
+        # The seed says which samples of the data are judged; of texts it chooses nothing.
+        seed = [f"seed {file.seed}"] if file.quality.data else []
+        told = [f"sha256 {' '.join(hashes)}"] if hashes else []
+        facts["evaluation"] = ", ".join((_words(file.quality), *seed, *told))
     return facts
 
 

@@ -13,8 +13,6 @@ import msgspec
 from edgec.errors import OutputError, UsageError
 from edgec.gate.history import SCHEMA_VERSION, Record
 
-DEFAULT_PATH = "edgec-history.jsonl"
-
 # How every record begins, so that a part of one can be told from a file of another kind.
 _BEGIN = b'{"schema_version":'
 _HINT = "name another file, or make room there"

@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 USUAL = {
     **dict.fromkeys((*_TIMES, *_RATES, "peak_rss_bytes", "size_bytes"), Limits()),
-    # What else the disk and the page cache do is in it.
+    # Reading files takes part in it, and is noisier than computing.
     "load_ms": Limits(1.1, 1.35),
 }
 """Of what is gated where the gate file names no metrics, as far as the model has it; all else is reported."""

@@ -1,5 +1,6 @@
 """What the samples say about a network beside its baseline."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -9,15 +10,17 @@ from numpy.typing import NDArray
 from edgec.evaluate.counted import count_losses
 from edgec.evaluate.fidelity import finite
 from edgec.evaluate.metrics import Counting, Metric, Stats
-from edgec.evaluate.paired import draws, score_limit
+from edgec.evaluate.paired import RESAMPLES, draws, score_limit
 from edgec.evaluate.wanted import Wanted
 from edgec.gate.bounds import Bounds, Limit
 from edgec.gate.result import Finding
 
-# A bootstrap of fewer samples decides nothing: it cannot know of what is not among them.
+# Fewer samples decide nothing: a bootstrap cannot know of what is not among them, and Tango's interval is for many.
 _FEWEST = 30
 # Nor where fewer of them differ.
 _DIFFERENT = 10
+# Draws beyond the end of an interval that tell where it is.
+_TAIL = 20
 
 
 def judge_samples(wanted: Wanted, before: Stats, after: Stats, bounds: Bounds, *, where: str, seed: int) -> Finding:
@@ -49,13 +52,18 @@ def judge_samples(wanted: Wanted, before: Stats, after: Stats, bounds: Bounds, *
         before, after, wrong = before[~empty], after[~empty], wrong[~empty]
     differ = int((before != after).any(axis=1).sum())
     is_share = wrong is not None and _is_flag(before) and _is_flag(after)
-    limit = _share(wanted.metric, before, after) if is_share else _limit(wanted.metric, before, after, wrong, seed)
+    if is_share:
+        limit: Limit | None = _share(wanted.metric, before, after)
+    else:
+        resamples = max(RESAMPLES, math.ceil(_TAIL / bounds.level))
+        drawn = draws(before, after, wanted.metric.total, resamples=resamples, seed=seed)
+        limit = None if drawn is None else _limit(wanted.metric, before, after, wrong, drawn)
     if limit is None:
         return bounds.undecided(replace(found, note="the difference is not defined on these samples"))
     loss = values[0] - values[1] if better else values[1] - values[0]
     found = bounds.decide(replace(found, estimate=loss), limit)
     note = None
-    if len(after) < _FEWEST and not is_share:
+    if len(after) < _FEWEST:
         note = f"{len(after)} samples are too few for a verdict"
     elif wrong is None and 0 < differ < _DIFFERENT:
         note = f"{differ} of {len(after)} samples differ: too few for a verdict"
@@ -79,11 +87,8 @@ def _share(metric: Metric, before: Stats, after: Stats) -> Limit:
     return partial(score_limit, int((losses > 0).sum()), int((losses < 0).sum()), len(losses))
 
 
-def _limit(metric: Metric, before: Stats, after: Stats, wrong: Stats | None, seed: int) -> Limit | None:
+def _limit(metric: Metric, before: Stats, after: Stats, wrong: Stats | None, drawn: NDArray[np.float64]) -> Limit:
     sign = -1 if metric.HIGHER_IS_BETTER else 1
-    drawn = draws(before, after, metric.total, seed=seed)
-    if drawn is None:
-        return None
 
     def bootstrap(level: float) -> float:
         return float(np.quantile(sign * drawn, level))

@@ -72,6 +72,12 @@ def compare_networks(
         raise UsageError("nothing says what to measure quality on", where="quality.data", hint="name samples")
     if not bounds:
         raise UsageError("nothing says what to measure", where="quality.metrics", hint="name a metric, such as top1")
+    if of_itself := [name for name in bounds if name.partition("@")[0] == "snr_db"]:
+        raise UsageError(
+            f"{of_itself[0]} cannot be gated: of the baseline beside itself it is infinite",
+            where="quality.metrics",
+            hint="bound cosine instead, or a metric of the model's task",
+        )
     require("scipy", "gate")
     artifacts = [find_artifact(path) for path in (baseline, candidate)]
     settings, texts = read_network_settings(artifacts[0]), read_text_files(artifacts[0])

@@ -231,9 +231,9 @@ def _too_long(round_s: float, rounds: int, first_s: float = 0.0) -> str:
 
 
 def _unsteady(findings: Sequence[Finding], sentinel: Sequence[Finding]) -> str | None:
-    """Return why a run counts for nothing: the baseline differs from itself, or is not seen to be like itself.
+    """Return why a run counts for nothing.
 
-    A candidate that is worse even so is worse.
+    The baseline surely differs from itself; or it is not seen to be like itself, and the candidate not to be worse.
     """
     for each in sentinel:
         if each.verdict == "fail":
@@ -241,10 +241,10 @@ def _unsteady(findings: Sequence[Finding], sentinel: Sequence[Finding]) -> str |
                 f"the machine is too unsteady: the baseline differs from itself in {each.name}, by a factor of "
                 f"{_interval(each.decided_low, each.decided_high)}"
             )
-    verdicts = {each.name: each.verdict for each in findings}
-    if "fail" not in verdicts.values():
+    if all(each.verdict != "fail" for each in findings):
+        undecided = {(each.metric, each.where) for each in findings if each.verdict == "inconclusive"}
         for each in sentinel:
-            if each.verdict == verdicts[each.name] == "inconclusive":
+            if each.verdict == "inconclusive" and (each.metric, each.where) in undecided:
                 return (
                     f"the machine is too unsteady: the baseline beside itself gives {each.name} times "
                     f"{_interval(each.low, each.high)}, and the margin is {each.margin:g}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 _KIB, _MIB = 2**10, 2**20
 # Above this, four digits would cut the number short; far above, it is written with an exponent.
-_LONG, _ENDLESS = 1e4, 1e15
+_LONG, _ENDLESS = 9999.5, 1e15
 
 
 def number(value: float | None) -> str:

@@ -83,7 +83,8 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate beside a baseline.
 
     Args:
-        verdict: "fail" if one finding fails, else "inconclusive" if the race is void or one is undecided, else "pass".
+        verdict: "fail" if one finding that counts fails, else "inconclusive" if the race is void or one is undecided,
+            else "pass".
         candidate: the bundle that is judged.
         baseline: the one it is compared with.
         findings: all that was measured.

@@ -74,7 +74,7 @@ class Performance(_Table, frozen=True, kw_only=True):
         min_rounds: of fresh processes, before anything is decided.
         max_rounds: of fresh processes.
         workload: what is run.
-        metrics: name -> what it may do; left out, the usual ones (`edgec/gate/metrics.py`).
+        metrics: name -> what it may do; left out, the usual ones (`edgec/gate/limits.py`).
     """
 
     threads: Annotated[int, msgspec.Meta(ge=1, le=MOST_THREADS)] | None = None
@@ -148,7 +148,7 @@ class GateFile(_Table, frozen=True, kw_only=True):
 
     Args:
         confidence: of the intervals.
-        seed: of what is random: the order of turns, texts, arrivals, and the bootstrap.
+        seed: of what is random: the order of turns, prompts, arrivals, the samples that are judged, and the bootstrap.
         performance: None, by `performance = false`, for no race.
         quality: None, by `quality = false`, for no evaluation.
         targets: target -> bounds of its own. If there are any, bundles for other targets are refused.

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgec.backends.network import read_network_settings
-from edgec.bundle.open import find_artifact, is_network_bundle
-from edgec.errors import UsageError
+from edgec.bundle.open import is_network_bundle
 from edgec.gate.compare import beside, common, exp, logarithms, typical
+from edgec.gate.fits import check_bundles
 from edgec.gate.metrics import Measured
 from edgec.gate.side_by_side_result import Cell, Row, SideBySide, names_of
 from edgec.gate.statistics import hierarchical
 from edgec.gate.subject import describe
 from edgec.measure.arrivals import overloaded
 from edgec.measure.fingerprint import fingerprint
-from edgec.measure.query import rows_of
 from edgec.measure.race import APART, Course, Round, have_room, race
 from edgec.measure.workload import Workload
 
@@ -51,7 +49,7 @@ def put_side_by_side(
         MissingRuntimeError: what would run a bundle is not here.
     """
     start, started = time.monotonic(), datetime.now(UTC)
-    check(bundles, workloads)
+    check_bundles(bundles, workloads)
     subjects = tuple(map(describe, bundles))
     together = have_room(bundles)
     course = Course(workloads=tuple(workloads), threads=threads, together=together, seed=_SEED)
@@ -77,29 +75,6 @@ def put_side_by_side(
             *overloaded(taken, workloads, names),
         ),
     )
-
-
-def check(bundles: Sequence[Path], workloads: Sequence[Workload]) -> None:
-    """Make sure, before any work, that bundles can be compared and take the workloads.
-
-    Raises:
-        UsageError: they cannot, or do not.
-        BundleError: one cannot be read.
-    """
-    artifacts = [find_artifact(bundle) for bundle in bundles]
-    kinds = [is_network_bundle(artifact) for artifact in artifacts]
-    if True in kinds and False in kinds:
-        other = bundles[kinds.index(not kinds[0])]
-        what = ("a decoder language model", "not") if kinds[0] else ("no decoder language model", "one")
-        raise UsageError(f"this bundle is {what[0]}, the first is {what[1]}", where=str(other))
-    for bundle, artifact in zip(bundles, artifacts, strict=True):
-        for workload in workloads if kinds[0] else ():
-            try:
-                rows_of(read_network_settings(artifact).inputs, workload)
-            except UsageError as error:
-                raise UsageError(error.what, where=str(bundle), hint=error.hint) from error
-    if not kinds[0] and any(workload.sizes for workload in workloads):
-        raise UsageError("a decoder language model leaves no sizes open", hint="leave --size out")
 
 
 def row_of(rounds: Sequence[Round], metric: Measured, confidence: float) -> Row:

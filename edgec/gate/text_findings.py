@@ -7,6 +7,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from edgec.evaluate.paired import score_limit
 from edgec.evaluate.statistics import ClusteredMean, clustered_mean
 from edgec.gate.bounds import Bounds
 from edgec.gate.result import Finding
@@ -63,7 +64,7 @@ def judge_text(
             ),
             bounds.decide(
                 found(metric="top1_disagreement", scale="value", estimate=disagreement.mean),
-                lambda level: min(1.0, max(0.0, disagreement.limit(level))),
+                partial(_share_limit, disagreement, int((agrees == 0).sum()), len(agrees)),
             ),
         )
     if baseline.mean() <= chance:
@@ -73,6 +74,12 @@ def judge_text(
         replace(each, note=note, verdict="reported" if each.verdict == "reported" else "inconclusive")
         for each in findings
     )
+
+
+def _share_limit(share: ClusteredMean, differ: int, tokens: int, level: float) -> float:
+    """Return what a share of tokens is below; few tokens without a difference prove little, however they cluster."""
+    ends = (share.limit(level), score_limit(differ, 0, tokens, level))
+    return min(1.0, max(0.0, (min if level < 0.5 else max)(ends)))
 
 
 def _note(found: ClusteredMean, *, single: bool) -> str | None:

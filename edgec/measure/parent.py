@@ -24,6 +24,7 @@ _ENDED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A runtime may be in a deadlock: who says nothing for so long, and for so many times what it takes queries to arrive,
 # never will.
 _SILENCE_S, _PATIENCE = 600.0, 10
+_LONGEST_POLL_MS = 2**31 - 1
 
 
 class Worker:
@@ -107,7 +108,7 @@ class Worker:
         out, poll, line = self._process.stdout.fileno(), select.poll(), b""
         poll.register(out, select.POLLIN)
         while not line.endswith(b"\n"):
-            if not poll.poll(1e3 * silence_s):
+            if not poll.poll(min(1e3 * silence_s, _LONGEST_POLL_MS)):
                 self._process.kill()
                 raise _silent(silence_s, self._bundle.bundle)
             part = os.read(out, 1 << 16)
@@ -141,7 +142,7 @@ def _silent(silence_s: float, bundle: str) -> EdgecError:
     return BundleError(
         f"the process that ran the bundle has not answered for {silence_s / 60:.0f} minutes",
         where=bundle or None,
-        hint="its runtime may be in a deadlock: try another number of threads, or another version of it",
+        hint="its runtime may be in a deadlock (try another number of threads), or a query takes longer than that",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgec.backends.backend import Backend, backend_of
 from edgec.backends.network import NetworkSession, read_network_settings
-from edgec.backends.session import Session
+from edgec.backends.session import Session, check_length
 from edgec.bundle.open import find_artifact, is_network_bundle
 from edgec.errors import MissingRuntimeError, UsageError
 from edgec.frontends.network import Port
@@ -66,6 +66,7 @@ class Model:
             MissingRuntimeError: what would run it is not here.
         """
         artifact = find_artifact(bundle)
+        check_workloads(artifact, workloads)
         start = time.perf_counter()
         backend = backend_of(artifact)
         check_runs(backend, artifact, bundle)
@@ -75,12 +76,6 @@ class Model:
             ports = read_network_settings(artifact).inputs
             self._queries = [_network_query(network, ports, each) for each in workloads]
         else:
-            if any(each.sizes for each in workloads):
-                raise UsageError(
-                    "a decoder language model leaves no sizes open",
-                    where=str(bundle),
-                    hint="its lengths are those of the prompt and of the new tokens",
-                )
             length = max(each.prompt_tokens + each.new_tokens for each in workloads)
             decoder = backend.open_session(artifact, "generate", threads=threads, max_length=length)
             self.load_ms = 1e3 * (time.perf_counter() - start)
@@ -159,6 +154,28 @@ def _decoder_query(session: Session, workload: Workload) -> Query:
             begin, name = time.perf_counter(), "token_ms"
 
     return ask
+
+
+def check_workloads(artifact: Path, workloads: Iterable[Workload]) -> None:
+    """Make sure that a model takes workloads.
+
+    Raises:
+        UsageError: it does not.
+        BundleError: the artifact cannot be read.
+    """
+    if is_network_bundle(artifact):
+        inputs = read_network_settings(artifact).inputs
+        for workload in workloads:
+            rows_of(inputs, workload)
+        return
+    for workload in workloads:
+        if workload.sizes:
+            raise UsageError(
+                "a decoder language model leaves no sizes open",
+                hint="its lengths are those of the prompt and of the new tokens",
+            )
+        length = workload.prompt_tokens + workload.new_tokens
+        check_length(length, backend_of(artifact).read_settings(artifact).context_length, artifact)
 
 
 def rows_of(inputs: tuple[Port, ...], workload: Workload) -> int:

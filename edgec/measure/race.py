@@ -42,7 +42,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         workloads: all are run in each process.
         threads: of the runtimes; None leaves that to them.
-        slice_s: a turn is as many queries as the first variant answers in this time, at least one. The shorter turns
+        slice_s: a turn is as many queries as one of the variants answers in this time, at least one. The shorter turns
             are, the more alike is the machine for all who take one: turns of 4 ms gave a fifth of the variance of as
             much time in turns of 10 ms. In the scenario "server" it is at least 8 queries, which may wait for each
             other.
@@ -151,13 +151,13 @@ class _Turns(msgspec.Struct, frozen=True):
 
     Args:
         loads: how often each loads its bundle.
-        count: how often each takes the turns of a workload.
+        counts: of each workload, how often each takes its turns.
         queries: of each workload, whole ones in a turn.
         steps: of each workload, of the turns that a query is divided into; empty where it is not.
     """
 
     loads: int
-    count: int
+    counts: tuple[int, ...]
     queries: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
 
@@ -188,7 +188,7 @@ def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int
 
 def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: float) -> _Turns:
     """Ask each process once, and the first again, to see how long that takes; plan turns that fit into a round."""
-    queries, steps, turn_s, needed = [], [], 0.0, 1
+    queries, steps, turns_s, needed = [], [], [], []
     for number, workload in enumerate(course.workloads):
         for process in processes.values():
             process.run(number, 1, 0)
@@ -201,16 +201,17 @@ def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: f
         wanted = max((-(-n // len(probe.samples.get(name, "_"))) for name, n in course.at_least.items()), default=0)
         queries.append(max(-(-wanted // course.slices), round(course.slice_s / query_s), fewest))
         steps.append(_divide(workload, probe, course.slice_s) if queries[-1] == 1 else ())
-        turn_s += queries[-1] * query_s
+        turns_s.append(queries[-1] * query_s)
         fewest = _FEWEST_ARRIVING if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS
-        needed = max(needed, -(-wanted // queries[-1]), fewest)
+        needed.append(max(-(-wanted // queries[-1]), fewest))
     # What is there besides turns: a query to warm up, and loading.
-    fits = int((course.round_s / variants - load_s - turn_s) / turn_s)
+    fits = int((course.round_s / variants - load_s - sum(turns_s)) / sum(turns_s))
     loads = min(_MOST_LOADS, max(1, int(_LOADING_S / load_s)))
-    count = min(course.slices, max(needed, fits))
-    if (round_s := variants * (load_s + count * turn_s)) > course.longest_s:
+    counts = tuple(min(course.slices, max(fewest, fits)) for fewest in needed)
+    taking_s = sum(count * turn_s for count, turn_s in zip(counts, turns_s, strict=True))
+    if (round_s := variants * (load_s + taking_s)) > course.longest_s:
         raise TooLongError(round_s)
-    return _Turns(loads, count, tuple(queries), tuple(steps))
+    return _Turns(loads, counts, tuple(queries), tuple(steps))
 
 
 def _divide(workload: Workload, probe: Slice, slice_s: float) -> tuple[int, ...]:
@@ -243,7 +244,7 @@ def _take(
         for process in processes.values():
             # The first query allocates what the others use again; of a long one, a few tokens are enough.
             process.take(Begin(workload, _WARM_STEPS, 0) if turns.steps[workload] else Run(workload, 1, 0))
-        for seed in seeds[workload][: turns.count]:
+        for seed in seeds[workload][: turns.counts[workload]]:
             for request in _requests(workload, count, turns.steps[workload], seed):
                 for variant in generator.permutation(list(processes)).tolist():
                     ran = processes[variant].take(request)

@@ -45,6 +45,7 @@ texts = ["{STORYTELLER / "data/heldout.txt"}"]
 tokens = 4000
 window = 128
 """
+LONG = "[[performance.workload]]\nprompt_tokens = 100000\n"
 
 
 def network(path, layers):
@@ -179,9 +180,10 @@ def test_a_run_without_enough_time_is_inconclusive(files, tmp_path):
         ("small", "none", RACE, BundleError, "no bundle"),
         ("int8", "small", RACE, UsageError, "decoder"),
         ("small", "small", RACE.replace("latency_ms", "token_ms"), UsageError, "latency_ms"),
+        ("int8", "int8", RACE.replace("latency_ms", "latency_p90_ms"), UsageError, "token_ms"),
         ("small", "small", RACE + "[targets.jetson]\n", UsageError, "jetson"),
         ("small", "small", RACE + "[[performance.workload]]\nsizes = { lenght = 3 }\n", UsageError, "lenght"),
-        ("int8", "int8", RACE + "[[performance.workload]]\nprompt_tokens = 100000\n", UsageError, "takes 1 to"),
+        ("int8", "int8", QUALITY.replace("performance = false", LONG), UsageError, "takes 1 to"),
     ],
 )
 def test_what_cannot_be_gated_is_refused(files, tmp_path, candidate, baseline, text, kind, says):
@@ -253,6 +255,59 @@ def test_a_regression_is_one_whatever_the_disk_says(found, tmp_path, broken, cap
     assert said.err.count("error: the history cannot be written") == 1
     assert "1 -> 2 ms" in said.out
     assert read_result(tmp_path / "r.json").verdict == "fail"
+
+
+def test_a_regression_is_one_whatever_goes_wrong_in_telling(found, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("edgec.cli.gate.print_table", lambda *_: "\u732b".encode("ascii"))
+    error, said = fails_aloud(capsys, *found(finding("fail")), "--report", f"json:{tmp_path / 'r.json'}")
+    assert error.exit_code == 1
+    assert "UnicodeEncodeError" in said.err
+    assert read_result(tmp_path / "r.json").verdict == "fail"
+
+
+def test_worse_predictions_fail_though_a_process_of_the_race_is_killed(files, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise InconclusiveError("the process that timed a bundle was killed", hint="it may be memory")
+
+    monkeypatch.setattr(gating, "run_race", killed)
+    config = tmp_path / "gate.toml"
+    config.write_text(QUALITY.replace("performance = false", "") + "[quality.metrics]\nmean_kl = { margin = 1e-6 }\n")
+    arguments = gate(files, "int4", "int8", config, "--report", f"json:{tmp_path / 'r.json'}")
+    assert fails(*arguments).exit_code == 1
+    result = read_result(tmp_path / "r.json")
+    assert result.void == "the process that timed a bundle was killed; it may be memory"
+    config.write_text(QUALITY.replace("performance = false", ""))
+    error = fails(*arguments)
+    assert error.exit_code == 5
+    assert "was killed" in str(error)
+
+
+def test_the_usual_bounds(files):
+    """Without a gate file: all of it, on real bundles."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgec", "gate", files / "int4", "--baseline", files / "int4", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr  # the storyteller knows nothing of Python
+    result = json.loads(done.stdout)
+    bounds = {(each["metric"], each["where"]): each["margin"] for each in result["findings"] if each["margin"]}
+    times = ("ttft_ms", "token_ms", "tokens_per_s", "peak_rss_bytes", "size_bytes")
+    texts = ("python-docs", "python-source")
+    assert bounds == {
+        **{(name, ""): 1.05 for name in times},
+        ("load_ms", ""): 1.35,
+        **{("perplexity_ratio", text): 1.02 for text in texts},
+    }
+
+
+def test_the_numbers_that_are_shown(found, capsys):
+    small = {"scale": "value", "unit": "nats", "candidate": None, "baseline": None}
+    changes = {**small, "estimate": 0.00042, "low": 0.0004, "high": 0.00044}
+    _, said = fails_aloud(capsys, *found(msgspec.structs.replace(finding("fail", "quality", "mean_kl"), **changes)))
+    assert "0.00042 (0.0004 to 0.00044)" in said.out
+    changes = {"estimate": 1.00042, "low": 0.9996, "high": 1.01}
+    _, said = fails_aloud(capsys, *found(msgspec.structs.replace(finding("inconclusive"), **changes)))
+    assert "1.000 (1.000 to 1.010)" in said.out
 
 
 def test_a_regression_of_which_nothing_can_be_kept(found, tmp_path, capsys):

@@ -12,6 +12,8 @@ from commands import fails, invoke
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file, save_file
 
+from edgec import __version__
+from edgec.cli import init_ci
 from edgec.errors import OutputError, UsageError
 from edgec.gate.ci import WORKFLOWS
 from edgec.gate.settings import read_gate_file
@@ -56,6 +58,25 @@ def test_the_workflow_is_valid(repository, system, options):
     assert (values["PROFILE"], values["TARGET"]) == (("int8", "intel-nuc") if options else ("int4", "cpu"))
     assert values["EDGEC"] == "edgec @ file:e" if options else values["EDGEC"].startswith("edgec[build,gate")
     assert "@@" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted", "noted"),
+    [
+        ({}, f"edgec[build,gate]=={__version__}", False),
+        ({"url": "file:///home/me/edgec", "dir_info": {"editable": True}}, f"edgec[build,gate]=={__version__}", True),
+        (
+            {"url": "https://localhost/edgec.git", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}},
+            "edgec[build,gate] @ git+https://localhost/edgec.git@0a1b",
+            False,
+        ),
+    ],
+)
+def test_it_installs_the_edgec_that_wrote_it(repository, monkeypatch, origin, wanted, noted):
+    monkeypatch.setattr(init_ci, "_origin", lambda: origin)
+    done = invoke("init-ci", "github", "models/tiny")
+    assert load(repository / WORKFLOWS["github"])["env"]["EDGEC"] == wanted
+    assert ("comes from a folder" in done.stderr) is noted
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -9,10 +9,11 @@ from commands import invoke
 from tiny_networks import Tiny, weights
 
 from edgec.errors import MissingRuntimeError, UsageError, explain
-from edgec.gate.fits import check_quality, check_race, for_target
+from edgec.gate.fits import check_metrics, check_quality, check_race, for_target
 from edgec.gate.gate import run_gate
+from edgec.gate.limits import gated
 from edgec.gate.result import Subject
-from edgec.gate.settings import ForTarget, GateFile, Quality, QualityBound
+from edgec.gate.settings import Bound, ForTarget, GateFile, Grid, Performance, Quality, QualityBound
 
 NETWORK = Tiny("(float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", weights(w=(4, 4)), lambda rng, count: {})
 TEXTS = {"texts": ("mine.txt",), "tokens": 3_000, "window": 100}
@@ -33,6 +34,15 @@ def test_what_would_be_ignored_is_refused(name):
 def test_what_says_nothing_else_than_usual_is_fine():
     for network in (True, False):
         check_quality(Quality(metrics={"top1": QualityBound(margin=0.1)}), network=network)
+
+
+@pytest.mark.parametrize("name", ["ttft_ms", "token_p99_ms", "tokens_per_s", "latency_p50_ms", "rows_per_s"])
+def test_metrics_of_the_other_kind_are_refused(name):
+    network = name.startswith("t")
+    check_metrics(gated({name: Bound()}, {}), network=not network)
+    with pytest.raises(UsageError, match=name) as caught:
+        check_metrics(gated({}, {name: Bound()}, "cpu"), network=network)
+    assert caught.value.where == "targets.cpu.metrics"
 
 
 def targets(own, *names):
@@ -81,6 +91,17 @@ def test_what_does_not_run_here_is_not_raced(bundles):
         assert caught.value.where == str(elsewhere)
         assert caught.value.hint == "time it on the device, or leave the race out: `performance = false`"
     assert ticks == []
+
+
+def test_workloads_that_do_not_fit_are_refused_before_quality_is_compared(bundles):
+    ticks = []
+    file = GateFile(
+        performance=Performance(workload=(Grid(sizes={"lenght": 3}),)),
+        quality=Quality(data=("none.npz",), metrics={"top1": QualityBound(margin=0.1)}),
+    )
+    with pytest.raises(UsageError, match="no size is called 'lenght'") as caught:
+        run_gate(bundles[0], bundles[0], file, lambda *done: ticks.append(done))
+    assert (caught.value.where, ticks) == (str(bundles[0]), [])
 
 
 def test_a_bundle_that_was_changed_is_not_judged(bundles, tmp_path):

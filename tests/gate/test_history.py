@@ -157,6 +157,12 @@ class TestRunFacts:
         )
         assert here == there
 
+    def test_the_seed_chooses_samples_but_not_texts(self):
+        texts, data = ({run_facts(GateFile(seed=n, quality=q))["evaluation"] for n in (0, 1)} for q in (
+            Quality(), Quality(data=("a.npz",)),
+        ))  # fmt: skip
+        assert (len(texts), len(data)) == (1, 2)
+
     def test_other_data_of_one_name_is_another_series(self):
         old, new = (run_facts(GateFile(), {"python-docs": digits * 32, "b.txt": "ef" * 32}) for digits in ("ab", "cd"))
         assert old["evaluation"].endswith(f"sha256 python-docs={'ab' * 8} b.txt={'ef' * 8}")

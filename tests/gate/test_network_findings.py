@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgec.evaluate.metrics import metric_of
+from edgec.evaluate.paired import draws
 from edgec.evaluate.wanted import Wanted
 from edgec.gate.bounds import Bounds
 from edgec.gate.network_findings import judge_samples
@@ -72,7 +73,7 @@ def test_a_loss_of_the_margin_seldom_passes(name, made, runs, count):
 @pytest.mark.parametrize(("name", "made"), [("agreement", agreement), ("top1", ignored), ("f1", f1)])
 def test_the_same_passes_where_there_are_enough_samples(name, made):
     rng = np.random.default_rng(1)
-    many, few = (made(rng, count, 0)[0] for count in (640, 30))
+    many, few = (made(rng, count, 0)[0] for count in (640, 40))
     assert judge(name, many, many).verdict == "pass"
     found = judge(name, few, few)
     assert (found.verdict, found.estimate, found.note) == ("inconclusive", 0, None)
@@ -117,6 +118,32 @@ def test_few_differences_of_measured_numbers_decide_nothing():
     after[:9] += 9
     found = judge("mae", before, after)
     assert (found.verdict, found.note) == ("inconclusive", "9 of 200 samples differ: too few for a verdict")
+
+
+def test_what_is_not_defined_decides_nothing():
+    same = np.tile([1.0, 0.0], (50, 1))
+    found = judge("snr_db", same, same, 1.0)
+    assert (found.estimate, found.verdict, found.margin) == (None, "inconclusive", 1.0)
+    assert "not defined" in found.note
+
+
+def test_all_of_a_few_samples_may_be_lost_by_chance():
+    lost = judge("agreement", np.ones((4, 2)), np.tile([0.0, 1.0], (4, 1)))
+    assert lost.low > CENT
+    assert lost.verdict == "inconclusive"
+
+
+def test_many_findings_are_drawn_more_often():
+    """The end of an interval at a small level is not the largest of all draws."""
+    rng = np.random.default_rng(3)
+    before = rng.random((100, 1))
+    after = before + rng.normal(0, 0.1, before.shape)
+    bounds = [Bounds({"mae": QualityBound(margin=CENT)}, 0.95, gated) for gated in (1, 100)]
+    wanted = Wanted("mae", metric_of("mae"), "y", None)
+    one, many = (judge_samples(wanted, before, after, each, where="", seed=0) for each in bounds)
+    assert many.decided_low < one.decided_low
+    drawn = draws(before, after, wanted.metric.total)
+    assert many.decided_low != pytest.approx(np.quantile(drawn, 0.025 / 100), rel=1e-6)
 
 
 def test_flags_of_the_users_own_are_shares(tmp_path, monkeypatch):

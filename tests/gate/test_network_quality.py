@@ -143,16 +143,16 @@ def test_several_data_and_metrics_share_the_level_of_failing(files):
 def test_few_samples_decide_nothing(files):
     findings, *_ = judge(files, "good", "few", {"top1": SHARE, "f1": SHARE})
     top1, f1 = findings
-    assert (top1.verdict, top1.note) == ("inconclusive", None)  # its interval knows
+    for each in (top1, f1):
+        assert (each.verdict, each.note) == ("inconclusive", "20 samples are too few for a verdict")
     assert top1.decided_high > 0.05
-    assert (f1.verdict, f1.note) == ("inconclusive", "20 samples are too few for a verdict")
     assert f1.high > 0.05
 
 
-def test_what_is_not_defined_decides_nothing(files):
-    (found,), *_ = judge(files, "near", "plain", {"snr_db": QualityBound(margin=1.0)})
-    assert (found.estimate, found.verdict, found.margin) == (None, "inconclusive", 1.0)
-    assert "not defined" in found.note
+def test_what_is_infinite_of_the_baseline_itself_is_refused(files):
+    with pytest.raises(UsageError, match="snr_db cannot be gated") as caught:
+        judge(files, "near", "plain", {"snr_db": QualityBound(margin=1.0)})
+    assert caught.value.exit_code == 2
 
 
 def spoiled(files, folder, value):

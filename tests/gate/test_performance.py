@@ -1,6 +1,6 @@
 """How a race is followed: looks, the sentinel, the clock."""
 
-from itertools import count, islice, repeat
+from itertools import chain, count, islice, repeat
 
 import msgspec
 import numpy as np
@@ -8,12 +8,15 @@ import pytest
 from simulated import rounds
 
 from edgec.errors import UsageError
+from edgec.gate import performance
 from edgec.gate.compare import common, find
 from edgec.gate.limits import Limits, gated
 from edgec.gate.looks import Plan, plan_looks
 from edgec.gate.metrics import Measured
-from edgec.gate.performance import Judge, _unsteady, follow
-from edgec.gate.settings import Bound, Performance
+from edgec.gate.performance import Judge, _unsteady, follow, run_race
+from edgec.gate.settings import Bound, Grid, Performance
+from edgec.measure.query import Slice
+from edgec.measure.race import APART, TooLongError
 from edgec.measure.workload import Workload
 
 LATENCY = Measured("latency_ms", 0)
@@ -27,6 +30,15 @@ def judge(bounds=BOUNDS):
 
 def some(number, slower=0.0, seed=0, **noise):
     return list(islice(rounds(np.random.default_rng(seed), slower, **noise), number))
+
+
+def slowed(process, factor):
+    """Return a process that takes so many times as long."""
+    slices = [
+        Slice({name: [factor * time for time in times] for name, times in each.samples.items()}, each.busy_s, each.work)
+        for each in process.slices[0]
+    ]
+    return msgspec.structs.replace(process, slices=(tuple(slices),))
 
 
 def test_steady_machines_are_looked_at_once():
@@ -43,8 +55,12 @@ def test_noise_is_given_more_rounds_as_far_as_time_allows():
 
 def test_a_plan_does_not_know_what_the_candidate_does():
     # The same noise with another candidate: planning by what it says would stop where it happens to look good.
-    plans = [plan_looks(some(6, slower, turn=0.2), {LATENCY: Limits()}, 0.025, 40) for slower in (0.0, 0.5)]
+    made = some(6, process=0.01)
+    factors = np.exp(np.random.default_rng(1).normal(0.3, 0.5, 6))
+    others = [(*each[:2], slowed(each[2], factor)) for each, factor in zip(made, factors, strict=True)]
+    plans = [plan_looks(taken, {LATENCY: Limits()}, 0.025, 40)[LATENCY] for taken in (made, others)]
     assert plans[0] == plans[1]
+    assert 6 < plans[0].looks[-1] < 40
 
 
 def test_levels_of_looks_add_up_also_where_time_runs_out():
@@ -89,12 +105,15 @@ def test_rounds_that_take_too_long_decide_nothing():
 
 
 def test_a_decision_is_final():
-    judging = judge({"latency_ms": Bound(), "size_bytes": Bound()})
-    taken, _ = follow(rounds(np.random.default_rng(0), process=0.02, turn=0.1), judging, WANTED, clock=lambda: 0.0)
+    judging = judge({"latency_ms": Bound(), "load_ms": Bound(allowed=1.001, margin=1.03)})
+    # Far faster, and from the seventh round on far slower.
+    generator = np.random.default_rng(0)
+    made = chain(islice(rounds(generator, -0.5, process=0.1), 6), rounds(generator, 3.0, process=0.1))
+    taken, _ = follow(made, judging, WANTED, clock=lambda: 0.0)
     found = {metric.name: finding for metric, finding in judging.findings.items()}
-    assert len(taken) > 6
-    assert found["size_bytes"].verdict == "pass"
-    assert found["size_bytes"].estimate == 1
+    assert judging._plans[LATENCY].looks[1] <= len(taken)
+    assert found["latency_ms"].verdict == "pass"
+    assert found["latency_ms"].estimate == pytest.approx(0.5, rel=0.2)
 
 
 def test_one_failure_ends_a_race():
@@ -187,3 +206,56 @@ def test_values_fit_the_ratio_beside_them():
         times = found.baseline / found.candidate if found.higher_is_better else found.candidate / found.baseline
         assert times == pytest.approx(found.estimate)
     assert found.candidate == 1_000_000
+
+
+class TestRunRace:
+    """What becomes of what a race gives; the processes are made up, and `tests/measure` has real ones."""
+
+    @pytest.fixture
+    def run(self, monkeypatch, tmp_path):
+        def run_(made, wanted=WANTED, bounds=BOUNDS, *, room=True):
+            def race(bundles, course):
+                self.bundles, self.course = bundles, course
+                if isinstance(made, Exception):
+                    raise made
+                yield from made
+
+            monkeypatch.setattr(performance, "race", race)
+            monkeypatch.setattr(performance, "have_room", lambda _: room)
+            return run_race(tmp_path / "new", tmp_path / "old", wanted, gated(bounds, {}), confidence=0.95, seed=7)
+
+        return run_
+
+    def test_a_steady_one(self, run, tmp_path):
+        found = run(rounds(np.random.default_rng(0), process=0.001, turn=0.01))
+        assert (found.void, found.remarks, len(found.rounds)) == (None, (), 6)
+        assert found.findings[0].verdict == found.sentinel[0].verdict == "pass"
+        assert {finding.metric for finding in found.findings} > {"latency_ms", "load_ms", "size_bytes"}
+        assert self.bundles == (tmp_path / "old", tmp_path / "old", tmp_path / "new")
+        assert (self.course.together, self.course.seed, self.course.at_least) == (True, 7, {})
+
+    def test_a_slower_candidate(self, run):
+        assert run(rounds(np.random.default_rng(0), 0.2)).findings[0].verdict == "fail"
+
+    def test_the_sentinel_voids_it_also_where_the_candidate_is_worse(self, run):
+        generator = np.random.default_rng(0)
+        made = ((first, slow, slow) for first, _, slow in rounds(generator, 0.2))
+        found = run(made)
+        assert found.findings[0].verdict == found.sentinel[0].verdict == "fail"
+        assert "the baseline differs from itself in latency_ms" in found.void
+
+    def test_percentiles_that_are_bounded_get_the_queries_they_take(self, run):
+        run(rounds(np.random.default_rng(0), turn=0.0), bounds={"latency_p50_ms": Bound()})
+        assert self.course.at_least == {"latency_ms": 11}
+
+    def test_short_memory_and_queries_that_come_too_fast_are_told(self, run):
+        wanted = Performance(workload=(msgspec.convert({"scenario": "server", "rate_per_s": 1e6}, Grid),))
+        found = run(rounds(np.random.default_rng(0)), wanted, room=False)
+        assert self.course.together is False
+        assert found.remarks[0] == APART
+        assert [remark.split(" answers")[0] for remark in found.remarks[1:]] == ["the baseline", "the candidate"]
+
+    def test_rounds_that_cannot_fit(self, run):
+        found = run(TooLongError(30.0))
+        assert (found.findings, found.rounds) == ((), ())
+        assert "a round takes 30.0 s" in found.void

@@ -17,6 +17,7 @@ from edgec.errors import BundleError, UsageError
 from edgec.evaluate.divergence import compare_tokens
 from edgec.gate.bounds import Bounds
 from edgec.gate.quality import compare_decoders, compare_sessions, decoder_bounds
+from edgec.gate.result import overall
 from edgec.gate.settings import Quality, QualityBound
 from edgec.gate.text_findings import METRICS, judge_text
 
@@ -109,6 +110,17 @@ def test_a_loss_of_twice_the_margin_is_found():
     assert 0.92 <= held <= 0.98
 
 
+def test_a_loss_on_one_text_is_not_hidden_by_another():
+    rng = np.random.default_rng(6)
+    bounds = Bounds(USUAL, 0.95, 2)
+    texts = {"docs": made_up(rng, 0.0), "source": made_up(rng, np.log(1.06))}
+    findings = [
+        judge_text(tokens, documents, documents, bounds, where=name)[0] for name, (tokens, documents) in texts.items()
+    ]
+    assert [finding.verdict for finding in findings] == ["pass", "fail"]
+    assert overall(findings, None) == "fail"
+
+
 def test_what_is_as_good_passes():
     found, held = verdicts(0.0)
     assert found["pass"] >= 0.95
@@ -143,6 +155,15 @@ def test_what_has_no_bound_is_reported_and_shares_are_shares():
     assert (kl.verdict, kl.margin, kl.decided_low, top1.verdict) == ("reported", None, None, "reported")
     assert top1.low == 0 < top1.estimate < top1.high
     assert (ratio.allowed, ratio.margin, ratio.note) == (1.02, 1.02, None)
+
+
+def test_few_tokens_without_a_difference_prove_little():
+    bounds = Bounds({"top1_disagreement": QualityBound(margin=0.01)}, 0.95, 1)
+    for count, verdict in ((4, "inconclusive"), (200, "inconclusive"), (600, "pass")):
+        same = np.stack([np.ones(count), np.ones(count), np.zeros(count), np.ones(count)])
+        each = np.arange(count) // 2
+        found = judge_text(same, each, each, bounds, where="")[2]
+        assert (found.estimate, found.low, found.verdict) == (0, 0, verdict)
 
 
 def test_few_documents_and_one():

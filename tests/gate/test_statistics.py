@@ -99,4 +99,16 @@ def test_quantiles_are_those_of_student():
 
 def test_equal_seeds_give_equal_intervals():
     found = rounds(np.random.default_rng(4), 6)
-    assert hierarchical(found, PAIR, seed=3) == hierarchical(found, PAIR, seed=3)
+    assert hierarchical(found, PAIR, seed=3) == hierarchical(found, PAIR, seed=3) != hierarchical(found, PAIR, seed=4)
+
+
+def test_turns_are_drawn_within_rounds():
+    """Where rounds say the same, but not their turns, intervals are others."""
+    medians = np.random.default_rng(5).normal(0, 1, (6, 1))
+    noise = np.random.default_rng(6).normal(0, 5, (6, 4, 1))
+    shapes = (np.concatenate([-size * noise, np.zeros((6, 1, 1)), size * noise], axis=1) for size in (0.0, 1.0))
+    still, moving = (
+        hierarchical([np.hstack([-each / 2, each / 2]) for each in shape + medians[:, None]], PAIR) for shape in shapes
+    )
+    assert (still.centre, still.error) == (pytest.approx(moving.centre), pytest.approx(moving.error))
+    assert abs(still.stretch / moving.stretch - 1) > 0.05

@@ -88,6 +88,27 @@ class TestRounds:
             assert process.size_bytes == sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
         assert first.slices != second.slices != again.slices
 
+    def test_turns_are_taken_in_random_order_with_the_same_inputs(self, network, monkeypatch):
+        taken = []
+
+        def take(worker, request):
+            taken.append((worker, request))
+            return plain(worker, request)
+
+        plain = Worker.take
+        monkeypatch.setattr(Worker, "take", take)
+        course = Course(workloads=(Workload(),), threads=1, slices=12, round_s=20.0)
+        (found,) = islice(race((network,) * 3, course), 1)
+        assert [len(process.slices[0]) for process in found] == [12] * 3
+        turns = [taken[at : at + 3] for at in range(len(taken) - 36, len(taken), 3)]
+        orders = [tuple(id(worker) for worker, _ in turn) for turn in turns]
+        assert all(sorted(order) == sorted(orders[0]) for order in orders)  # everybody once
+        assert len(set(orders)) > 1
+        assert len({order[0] for order in orders}) == 3
+        requests = [{request for _, request in turn} for turn in turns]
+        assert all(len(each) == 1 for each in requests)
+        assert len({request.seed for (request,) in requests}) == 12
+
     def test_long_queries_are_divided_into_turns(self, decoder):
         # Long are those that take ten times as long as a turn.
         course = Course(workloads=SINGLE, threads=1, slices=3, slice_s=1e-6)
@@ -105,6 +126,11 @@ class TestRounds:
             assert turn.work == 4 * len(turn.samples["latency_ms"])
         for turn in server:
             assert turn.work == len(turn.samples["latency_ms"]) >= 8  # for a queue to build up
+
+    def test_each_workload_has_as_many_turns_as_it_takes(self, network):
+        workloads = (Workload(), Workload(scenario="server", rate_per_s=300))
+        ((process,),) = islice(race((network,), Course(workloads=workloads, threads=1, round_s=1e-9)), 1)
+        assert [len(turns) for turns in process.slices] == [3, 1]
 
     def test_percentiles_get_the_queries_that_they_take(self, network):
         course = Course(workloads=(Workload(),), threads=1, slices=10, slice_s=1e-9, round_s=1e-9)

@@ -3,7 +3,8 @@
 A regression is a failure. What is undecided is an error, which all viewers show as not passed: to JUnit, a test that
 could not give its answer. What no bound is on is skipped, since a pass would say that somebody judged it. The run is a
 test, too, so that a report is never empty; where its race is void it is an error, and what does not count is skipped.
-The sentinel's are errors, never failures: they blame the machine, not the candidate.
+The sentinel's are errors, never failures: they blame the machine, not the candidate. Where it is undecided, and yet the
+run counts, nothing hangs on it, and it is skipped.
 """
 
 import xml.etree.ElementTree as ET
@@ -15,7 +16,7 @@ from edgec.gate.result import Finding, GateResult
 DEFAULT_PATH = "edgec-gate.junit.xml"
 
 _OUTCOMES = {"fail": "failure", "inconclusive": "error", "reported": "skipped"}
-_SENTINEL = {"fail": "error", "inconclusive": "error", "reported": "skipped"}
+_SENTINEL = {"fail": "error", "inconclusive": "skipped"}
 
 
 def render(result: GateResult) -> str:

@@ -54,7 +54,7 @@ def _row(result: GateResult, finding: Finding, *, is_sentinel: bool) -> tuple[st
 
 
 def _explanation(result: GateResult) -> str:
-    told = f"In brackets: where that surely is, with confidence {result.confidence:g}. More is always worse"
+    told = f"In brackets: {100 * result.confidence:g} % intervals. More is always worse"
     rates = sorted({each.metric for each in result.findings if each.higher_is_better and each.scale == "ratio"})
     return escape(
         f"{told}; of {', '.join(rates)} the baseline's is divided by the candidate's." if rates else f"{told}."
