@@ -7,6 +7,7 @@ from edgec.cli._console import print_table, say
 from edgec.gate.quantity import quantity
 from edgec.gate.side_by_side_result import Row, SideBySide, value_text
 from edgec.measure.benchmark import Benchmark, NetworkBenchmark
+from edgec.measure.percentiles import percentile_words
 
 
 def show(result: SideBySide) -> None:
@@ -53,7 +54,7 @@ def network_rows(result: NetworkBenchmark) -> list[tuple[str, str]]:
     times = result.latency
     return [
         *((name, f"{list(shape)}") for name, shape in times.shapes.items()),
-        ("one run, p50 / p90 / p99", f"{times.p50_ms:.2f} / {times.p90_ms:.2f} / {times.p99_ms:.2f} ms"),
+        ("one run", percentile_words(times.p50_ms, times.p90_ms, times.p99_ms)),
         ("runs", f"{times.runs_per_s:.1f} in a second"),
         ("load", f"{result.load_ms:.0f} ms"),
         ("peak memory", quantity(result.peak_rss_bytes, "bytes")),
@@ -67,7 +68,7 @@ def decoder_rows(result: Benchmark) -> list[tuple[str, str]]:
     times = result.latency
     return [
         ("time to first token", f"{times.ttft_ms:.1f} ms ({times.prompt_tokens} prompt tokens)"),
-        ("one token, p50 / p90 / p99", f"{times.p50_ms:.2f} / {times.p90_ms:.2f} / {times.p99_ms:.2f} ms"),
+        ("one token", percentile_words(times.p50_ms, times.p90_ms, times.p99_ms)),
         ("prefill", f"{times.prefill_tokens_per_s:.1f} tokens/s"),
         ("decode", f"{times.decode_tokens_per_s:.1f} tokens/s"),
         ("load", f"{result.load_ms:.0f} ms"),

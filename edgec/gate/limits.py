@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgec.errors import UsageError
-from edgec.gate.metrics import PERCENTILES, Measured
+from edgec.gate.metrics import Measured
 from edgec.gate.settings import Bound
+from edgec.measure.percentiles import PERCENTILES
 from edgec.measure.workload import Workload
 
 # Of these there are percentiles too.

@@ -2,20 +2,16 @@
 
 import re
 from collections.abc import Iterable
-from functools import cache
 
 import msgspec
 import numpy as np
 
 from edgec.gate.statistics import Values
+from edgec.measure.percentiles import PERCENTILES, sample_size
 from edgec.measure.race import Process
-
-PERCENTILES = (50, 90, 99)
 
 _UNITS = {"ms": "ms", "bytes": "bytes", "per_s": "/s", "mj": "mJ"}
 _TAIL = re.compile(r"(\w+)_p(\d+)_ms")
-# LoadGen's: how sure a percentile has to be, and how many queries may lie beyond it.
-_CONFIDENCE = 0.99
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -78,19 +74,6 @@ def values(process: Process, metric: Measured) -> Values:
         pooled = np.concatenate([turn.samples.get(f"{tail[1]}_ms", ()) for turn in turns])
         return np.array([np.percentile(pooled, int(tail[2]))])
     return np.array([np.mean(turn.samples[metric.name]) for turn in turns if metric.name in turn.samples])
-
-
-@cache
-def sample_size(percentile: int) -> int:
-    """Return how many queries it takes to tell a percentile: 11, 64 and 662 for the 50th, 90th and 99th.
-
-    Source: MLPerf LoadGen, early stopping: with confidence 0.99, of so many queries more than one lies beyond it.
-    """
-    below = percentile / 100
-    count = 2
-    while below**count + count * (1 - below) * below ** (count - 1) > 1 - _CONFIDENCE:
-        count += 1
-    return count
 
 
 def needed(names: Iterable[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgec.backends.session import Session
 from edgec.errors import UsageError
+from edgec.measure.percentiles import percentiles
 
 
 class DecoderLatency(msgspec.Struct, frozen=True):
@@ -20,8 +21,8 @@ class DecoderLatency(msgspec.Struct, frozen=True):
         repeats: how often.
         ttft_ms: from prompt to first token: median over the repeats.
         p50_ms: of one decoded token.
-        p90_ms: of one decoded token.
-        p99_ms: of one decoded token.
+        p90_ms: of one decoded token; None of fewer than 64.
+        p99_ms: of one decoded token; None of fewer than 662.
         prefill_tokens_per_s: prompt tokens over the median time to first token.
         decode_tokens_per_s: decoded tokens over their time, median over the repeats.
         ttft_samples_ms: one for each repeat.
@@ -33,8 +34,8 @@ class DecoderLatency(msgspec.Struct, frozen=True):
     repeats: int
     ttft_ms: float
     p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     ttft_samples_ms: tuple[float, ...]
@@ -74,7 +75,7 @@ def measure_decoder(
     ][warmup:]
     samples = np.array(runs)
     ttft, tokens = samples[:, 0], samples[:, 1:]
-    p50, p90, p99 = np.percentile(tokens, (50, 90, 99)).tolist()
+    p50, p90, p99 = percentiles(tokens)
     return DecoderLatency(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,

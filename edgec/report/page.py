@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from edgec.measure.percentiles import percentile_words
 from edgec.quantize.scheme import Scheme
 from edgec.report.model import AgainstDense, Integers, Report, Zeros
 from edgec.spec.layers import describe_matrices
@@ -201,7 +202,7 @@ def _speed(report: Report) -> str:
         ("time to first token", f"{m.ttft_ms:.1f} ms for {m.prompt_tokens} tokens"),
         ("prefill", f"{m.prefill_tokens_per_s:.1f} tokens/s"),
         ("decode", f"{m.decode_tokens_per_s:.1f} tokens/s"),
-        ("per token", f"p50 {m.p50_ms:.2f} ms, p90 {m.p90_ms:.2f} ms, p99 {m.p99_ms:.2f} ms"),
+        ("per token", percentile_words(m.p50_ms, m.p90_ms, m.p99_ms)),
     ]
     machine = report.environment.get("cpu_model", "unknown CPU")
     return "## Speed\n\n" + f"On the build machine ({machine}).\n\n" + table(("", ""), rows)

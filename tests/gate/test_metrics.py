@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
-from edgec.gate.metrics import Measured, measured, needed, sample_size, values
+from edgec.gate.metrics import Measured, measured, needed, values
 from edgec.measure.query import Slice
 from edgec.measure.race import Process
 
@@ -19,17 +18,6 @@ def process(tokens=10, turns=3, **more):
 
 def names(process):
     return [metric.name for metric in measured(process)]
-
-
-def test_sample_sizes_are_those_of_loadgen():
-    assert [sample_size(percentile) for percentile in (50, 90, 99)] == [11, 64, 662]
-
-
-@pytest.mark.parametrize("percentile", [50, 75, 90, 99])
-def test_a_sample_is_as_small_as_its_confidence_allows(percentile):
-    size = sample_size(percentile)
-    beyond = 1 - percentile / 100
-    assert binom.cdf(1, size, beyond) <= 0.01 < binom.cdf(1, size - 1, beyond)
 
 
 def test_tails_are_told_where_the_sample_is_large_enough():

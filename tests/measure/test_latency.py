@@ -44,7 +44,8 @@ def test_times_what_it_says():
     assert min(found.ttft_samples_ms) >= 1e3 * PROMPT_S
     assert np.min(found.token_samples_ms) >= 1e3 * TOKEN_S
     assert found.ttft_ms == np.median(found.ttft_samples_ms)
-    assert (found.p50_ms, found.p90_ms, found.p99_ms) == tuple(np.percentile(found.token_samples_ms, (50, 90, 99)))
+    assert found.p50_ms == np.median(found.token_samples_ms)
+    assert (found.p90_ms, found.p99_ms) == (None, None)  # of twelve tokens
     assert found.prefill_tokens_per_s == pytest.approx(6e3 / found.ttft_ms)
     assert found.decode_tokens_per_s == pytest.approx(1e3 / np.median(np.mean(found.token_samples_ms, axis=1)))
     assert len(session.prompts) == 5
