@@ -58,7 +58,7 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
                 tick=lambda rounds: tick("round", rounds),
             )
         except InconclusiveError as error:  # what was found of quality stands
-            raced = Raced((), (), "; ".join(filter(None, (error.what, error.hint))), ())
+            raced = Raced((), (), "; ".join(filter(None, (error.what, error.where, error.hint))), ())
     findings = (*raced.findings, *quality)
     if raced.void is None and all(finding.verdict == "reported" for finding in findings):
         raise UsageError("nothing was judged: no metric has a bound", hint="see docs/gates.md")

@@ -267,7 +267,7 @@ def test_a_regression_is_one_whatever_goes_wrong_in_telling(found, tmp_path, mon
 
 def test_worse_predictions_fail_though_a_process_of_the_race_is_killed(files, tmp_path, monkeypatch):
     def killed(*_, **__):
-        raise InconclusiveError("the process that timed a bundle was killed", hint="it may be memory")
+        raise InconclusiveError("the process that timed a bundle was killed", where="int4", hint="it may be memory")
 
     monkeypatch.setattr(gating, "run_race", killed)
     config = tmp_path / "gate.toml"
@@ -275,7 +275,7 @@ def test_worse_predictions_fail_though_a_process_of_the_race_is_killed(files, tm
     arguments = gate(files, "int4", "int8", config, "--report", f"json:{tmp_path / 'r.json'}")
     assert fails(*arguments).exit_code == 1
     result = read_result(tmp_path / "r.json")
-    assert result.void == "the process that timed a bundle was killed; it may be memory"
+    assert result.void == "the process that timed a bundle was killed; int4; it may be memory"
     config.write_text(QUALITY.replace("performance = false", ""))
     error = fails(*arguments)
     assert error.exit_code == 5
