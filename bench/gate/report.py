@@ -146,7 +146,7 @@ def _words(conditions: dict[str, Sequence[Record]]) -> list[str]:
         "",
         "![Share of gates that raise an alarm](gate.png)",
         "",
-        *(f"Machine: {line}." for line in about),
+        *(f"Machine, versions, and a digest of the code that raced and judged: {line}." for line in about),
     ]
 
 
