@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +116,8 @@ def _requirement(extras: Sequence[str]) -> str:
 
 def _origin() -> dict[str, Any]:
     """Return where pip installed edgec from, nothing if from an index (PEP 610)."""
+    from importlib.metadata import PackageNotFoundError, distribution  # not at every `edgec --help`
+
     try:
         found: dict[str, Any] = json.loads(distribution("edgec").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:

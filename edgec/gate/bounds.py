@@ -65,6 +65,11 @@ class Bounds:
         return replace(finding, allowed=allowed(bound), margin=bound.margin, verdict="inconclusive")
 
 
+def wider(one: Limit, other: Limit) -> Limit:
+    """Return the limit of the interval that holds both."""
+    return lambda level: (min if level < 0.5 else max)(one(level), other(level))
+
+
 def allowed(bound: QualityBound) -> float:
     """Return the loss above which the gate fails: the margin, unless the gate file says less."""
     return bound.margin if bound.allowed is None else bound.allowed

@@ -12,7 +12,7 @@ from edgec.evaluate.fidelity import finite
 from edgec.evaluate.metrics import Counting, Metric, Stats
 from edgec.evaluate.paired import RESAMPLES, draws, score_limit
 from edgec.evaluate.wanted import Wanted
-from edgec.gate.bounds import Bounds, Limit
+from edgec.gate.bounds import Bounds, Limit, wider
 from edgec.gate.result import Finding
 
 # Fewer samples decide nothing: a bootstrap cannot know of what is not among them, and Tango's interval is for many.
@@ -98,4 +98,4 @@ def _limit(metric: Metric, before: Stats, after: Stats, wrong: Stats | None, dra
     counted = count_losses(before, after, wrong, lambda stats, weights: sign * metric.total(stats, weights))
     if counted is None or counted.differ >= _DIFFERENT:
         return bootstrap
-    return lambda level: (min if level < 0.5 else max)(bootstrap(level), counted.limit(level))
+    return wider(bootstrap, counted.limit)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgec.evaluate.paired import score_limit
 from edgec.evaluate.statistics import ClusteredMean, clustered_mean
-from edgec.gate.bounds import Bounds
+from edgec.gate.bounds import Bounds, wider
 from edgec.gate.result import Finding
 
 METRICS = ("perplexity_ratio", "mean_kl", "top1_disagreement")
@@ -46,6 +46,8 @@ def judge_text(
     ratio, divergence, disagreement = (
         clustered_mean(values, clusters) for values in (candidate - baseline, kl, 1 - agrees)
     )
+    # Few tokens without a difference prove little, however they cluster.
+    share_limit = wider(disagreement.limit, partial(score_limit, int((agrees == 0).sum()), 0, len(agrees)))
     found = partial(Finding, group="quality", where=where, note=_note(ratio, single=single))
     with np.errstate(over="ignore"):  # a wide interval
         findings = (
@@ -64,7 +66,7 @@ def judge_text(
             ),
             bounds.decide(
                 found(metric="top1_disagreement", scale="value", estimate=disagreement.mean),
-                partial(_share_limit, disagreement, int((agrees == 0).sum()), len(agrees)),
+                lambda level: min(1.0, max(0.0, share_limit(level))),
             ),
         )
     if baseline.mean() <= chance:
@@ -74,12 +76,6 @@ def judge_text(
         replace(each, note=note, verdict="reported" if each.verdict == "reported" else "inconclusive")
         for each in findings
     )
-
-
-def _share_limit(share: ClusteredMean, differ: int, tokens: int, level: float) -> float:
-    """Return what a share of tokens is below; few tokens without a difference prove little, however they cluster."""
-    ends = (share.limit(level), score_limit(differ, 0, tokens, level))
-    return min(1.0, max(0.0, (min if level < 0.5 else max)(ends)))
 
 
 def _note(found: ClusteredMean, *, single: bool) -> str | None:

@@ -66,11 +66,13 @@ class Model:
             MissingRuntimeError: what would run it is not here.
         """
         artifact = find_artifact(bundle)
-        check_workloads(artifact, workloads)
+        is_network = is_network_bundle(artifact)
+        if not is_network:  # whose queries check themselves
+            check_workloads(artifact, workloads)
         start = time.perf_counter()
         backend = backend_of(artifact)
         check_runs(backend, artifact, bundle)
-        if is_network_bundle(artifact):
+        if is_network:
             network = backend.open_network(artifact, "shipped", threads=threads)
             self.load_ms = 1e3 * (time.perf_counter() - start)
             ports = read_network_settings(artifact).inputs
@@ -168,14 +170,14 @@ def check_workloads(artifact: Path, workloads: Iterable[Workload]) -> None:
         for workload in workloads:
             rows_of(inputs, workload)
         return
+    context = backend_of(artifact).read_settings(artifact).context_length
     for workload in workloads:
         if workload.sizes:
             raise UsageError(
                 "a decoder language model leaves no sizes open",
                 hint="its lengths are those of the prompt and of the new tokens",
             )
-        length = workload.prompt_tokens + workload.new_tokens
-        check_length(length, backend_of(artifact).read_settings(artifact).context_length, artifact)
+        check_length(workload.prompt_tokens + workload.new_tokens, context, artifact)
 
 
 def rows_of(inputs: tuple[Port, ...], workload: Workload) -> int:
