@@ -17,12 +17,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workload import bundle
+from workload import bundle, twin
 
+import edgec
 from edgec.gate.limits import gated
 from edgec.gate.metrics import Measured, values
 from edgec.gate.performance import Raced, run_race
@@ -58,7 +59,7 @@ def main() -> None:
     facts = fingerprint()
     machine = {key: facts[key] for key in MACHINE} | {"code": _code()}
     end = time.monotonic() + 60 * args.minutes
-    with _hog() if args.condition == "hog" else _nothing():
+    with _hog() if args.condition == "hog" else nullcontext():
         while time.monotonic() < end and any(done[case] < wanted for case, wanted in WANTED.items()):
             case = min(WANTED, key=lambda case: done[case] / WANTED[case])
             number = done[case]
@@ -83,9 +84,8 @@ def read(path: Path) -> Iterator[dict]:
 
 
 def _gate(case: int, seed: int) -> Raced:
-    baseline = bundle(WORK, 0)
-    candidate = bundle(WORK, case)
-    return run_race(candidate, baseline, SETTINGS, gated(None, {}), confidence=0.95, seed=seed)
+    candidate = bundle(WORK, case) if case else twin(WORK)
+    return run_race(candidate, bundle(WORK, 0), SETTINGS, gated(None, {}), confidence=0.95, seed=seed)
 
 
 def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dict[str, str]) -> dict:
@@ -114,7 +114,8 @@ def _record(case: int, number: int, elapsed_s: float, raced: Raced, machine: dic
 def _code() -> str:
     """Return a digest of the code that races and judges, so that data of different gates cannot mix unseen."""
     loaded = (module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "edgec")
-    files = {Path(file) for file in loaded if file} | set(Path(race.__file__).parent.glob("*.py"))
+    lazily = Path(edgec.__file__).parent.glob("*/onnx_cpu/*.py"), Path(race.__file__).parent.glob("*.py")
+    files = {Path(file) for file in loaded if file}.union(*lazily)
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:8]
 
 
@@ -128,11 +129,6 @@ def _hog() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 if __name__ == "__main__":

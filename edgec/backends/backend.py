@@ -3,6 +3,7 @@
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,8 @@ from edgec.errors import BundleError
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import onnx_ir as ir
 
     from edgec.frontends.architecture import Decoder
@@ -313,6 +316,12 @@ def backend_names() -> list[str]:
 def get_backend(name: str) -> Backend:
     """Return a backend by its name, which is in `backend_names`."""
     return cast("Backend", import_module(f"edgec.backends.{name}"))
+
+
+def import_runtime(backend: Backend) -> None:
+    """Import what runs a backend's artifacts, which is no part of loading one; nothing where it is not installed."""
+    with suppress(ImportError):
+        import_module(f"{cast('ModuleType', backend).__name__}.network_session")
 
 
 def backend_of(artifact: Path) -> Backend:

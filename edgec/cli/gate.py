@@ -57,6 +57,7 @@ def command(
     require("scipy", "gate")
     file = read_gate_file(config) if config else GateFile()
     wanted = [_report(report, as_json=as_json) for report in reports]
+    _check_places(wanted, history)
     with progress() as bar:
         step = bar.add_task("gate", total=None)
 
@@ -84,6 +85,25 @@ def _report(report: str, *, as_json: bool) -> tuple[str, Path | None]:
     if as_json and (path == "-" or not (path or default)):
         raise UsageError(f"--json and --report {report} both go to stdout", hint=f"name a file: --report {name}:FILE")
     return name, Path(path) if path else None
+
+
+def _check_places(reports: list[tuple[str, Path | None]], history: Path | None) -> None:
+    """Refuse to write two things into one file, of which the second would replace or garble the first."""
+    from edgec.gate.formats import Published, get_format
+
+    places: dict[Path, str] = {history.resolve(): "--history"} if history else {}
+    for name, path in reports:
+        form = get_format(name)
+        if path is None and isinstance(form, Published):
+            continue  # it goes where others do not
+        place = path or Path(form.DEFAULT_PATH or "-")
+        key = place if str(place) == "-" else place.resolve()
+        if key in places:
+            where = "stdout" if str(place) == "-" else str(place)
+            raise UsageError(
+                f"{places[key]} and --report {name} both go to {where}", hint=f"name another file: --report {name}:FILE"
+            )
+        places[key] = f"--report {name}"
 
 
 def _outputs(
@@ -145,15 +165,18 @@ def _error(result: "GateResult", candidate: Path) -> EdgecError | None:
         return InconclusiveError(
             result.void or f"it is not clear whether the candidate is worse in {names}",
             where=str(candidate),
-            hint=_hint(result.void, {each.group for each in deciding}),
+            hint=_hint(result, {each.group for each in deciding}),
         )
     return None
 
 
-def _hint(void: str | None, undecided: set[str]) -> str | None:
-    """Return what to do about a race that is void for that reason, and groups that are undecided."""
-    told_already = void is not None and "raise `time_limit_s`" in void
-    again = [_AGAIN] if "performance" in undecided or (void is not None and not told_already) else []
+def _hint(result: "GateResult", undecided: set[str]) -> str | None:
+    """Return what to do about groups that are undecided, and a race that is void.
+
+    One that the sentinel did not make void says itself what to do.
+    """
+    unsteady = result.void is not None and result.sentinel
+    again = [_AGAIN] if "performance" in undecided or unsteady else []
     more = [_MORE] if "quality" in undecided else []
     return "; ".join(again + more) or None
 
@@ -187,7 +210,7 @@ def _row(result: "GateResult", finding: "Finding", *, places: bool) -> tuple[str
     from edgec.gate.quantity import number, quantities
 
     # Distances may be far smaller than any ratio.
-    text = number if finding.scale == "value" else "{:.3f}".format
+    text = "{:.3f}".format if finding.scale == "ratio" else number
     found = "" if finding.estimate is None else text(finding.estimate)
     if finding.low is not None and finding.high is not None:
         found += f" ({text(finding.low)} to {text(finding.high)})"

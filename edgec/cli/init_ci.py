@@ -73,8 +73,10 @@ def command(
         say(f"note: {GATE_FILE} was there, and is as it was")
     if GITLAB_ROOT in there and system == "gitlab":
         say(f"note: add this to {GITLAB_ROOT}, if it is not in it:\n{gitlab_include()}")
-    if not install and _origin().get("url", "").startswith("file:"):
-        say(f"note: this edgec comes from a folder; the workflow installs {setup.install}: name another with --install")
+    if not install and _is_local(_origin()):
+        say(
+            f"note: this edgec is from this machine; the workflow installs {setup.install}: name another with --install"
+        )
     _advise(root, setup)
 
 
@@ -105,13 +107,21 @@ def _setup(root: Path, checkpoint: str, target: str, profile: str | None, instal
 
 
 def _requirement(extras: Sequence[str]) -> str:
-    """Return what pip installs this edgec by: its version, or the commit that it was installed from."""
+    """Return what pip installs this edgec by: its version, or the commit or archive that it was installed from."""
     from edgec import __version__
 
     name, origin = f"edgec[{','.join(extras)}]", _origin()
+    folder = f"#subdirectory={origin['subdirectory']}" if "subdirectory" in origin else ""
     if "vcs_info" in origin:
-        return f"{name} @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
+        return f"{name} @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}{folder}"
+    if "archive_info" in origin and not _is_local(origin):
+        return f"{name} @ {origin['url']}{folder}"
     return f"{name}=={__version__}"
+
+
+def _is_local(origin: dict[str, Any]) -> bool:
+    """Say whether that place is on this machine, where no runner finds it."""
+    return str(origin.get("url", "")).startswith("file:")
 
 
 def _origin() -> dict[str, Any]:

@@ -58,8 +58,7 @@ def find(
         alpha: one-sided, of the interval that is shown.
         seed: of the bootstrap.
     """
-    equals = _CONTRASTS[SENTINEL] if test == CANDIDATE else None
-    estimate = hierarchical(logarithms(rounds, metric), _CONTRASTS[test], equals, level=alpha, seed=seed)
+    estimate = hierarchical(logarithms(rounds, metric), _CONTRASTS[test], level=alpha, seed=seed)
     baseline = typical(rounds, metric, _BESIDE[test])
     return estimate, Finding(
         group="performance",

@@ -10,6 +10,7 @@ from edgec.errors import MissingRuntimeError, UsageError
 from edgec.gate.limits import Gated
 from edgec.gate.result import Subject
 from edgec.gate.settings import ForTarget, GateFile, Quality
+from edgec.measure.energy import Meter
 from edgec.measure.query import check_runs, check_workloads
 from edgec.measure.workload import Workload
 from edgec.spec.load import list_targets
@@ -70,12 +71,19 @@ def check_metrics(wanted: Gated, *, network: bool) -> None:
             )
 
 
-def check_race(bundles: Iterable[Path]) -> None:
-    """Make sure that this machine runs bundles that are to be raced.
+def check_race(bundles: Iterable[Path], wanted: Gated) -> None:
+    """Make sure that this machine runs bundles that are to be raced, and measures what is to be gated.
 
     Raises:
         MissingRuntimeError: it does not run one.
+        UsageError: it does not tell the energy, which is gated.
     """
+    if "energy_mj" in wanted.named and Meter().read_j() is None:
+        raise UsageError(
+            "this machine does not tell how much energy it takes",
+            where=wanted.named["energy_mj"],
+            hint="leave energy_mj out, or let this user read the counters below /sys/class/powercap",
+        )
     for bundle in bundles:
         artifact = find_artifact(bundle)
         try:

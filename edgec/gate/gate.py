@@ -8,12 +8,12 @@ from pathlib import Path
 
 from edgec import __version__
 from edgec.bundle.open import is_network_bundle
-from edgec.errors import InconclusiveError, UsageError
+from edgec.errors import EdgecError, UsageError
 from edgec.gate.fits import check_bundles, check_metrics, check_quality, check_race, for_target
 from edgec.gate.history import run_facts
 from edgec.gate.limits import Gated, gated
 from edgec.gate.network_quality import compare_networks
-from edgec.gate.performance import Raced, run_race
+from edgec.gate.performance import Raced, reason, run_race
 from edgec.gate.quality import compare_decoders, decoder_bounds
 from edgec.gate.result import Finding, GateResult, Subject, overall
 from edgec.gate.settings import ForTarget, GateFile, Grid, Performance, Quality
@@ -22,6 +22,8 @@ from edgec.measure.fingerprint import fingerprint
 
 Tick = Callable[[str, int], object]
 _NOTHING = Raced((), (), None, ())
+_NO_BOUND = "nothing is judged: no metric has a bound"
+_SEE = "see docs/gates.md"
 
 
 def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambda _, __: None) -> GateResult:
@@ -41,11 +43,14 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
     start, started = time.monotonic(), datetime.now(UTC)
     subjects = describe(candidate), describe(baseline)
     own, of_targets = for_target(file, subjects[0])
-    race = _race_of(file, own, subjects[0].target, network=is_network_bundle(candidate))
-    check_bundles((baseline, candidate), race[0].workloads() if race else ())
+    network = is_network_bundle(candidate)
+    race = _race_of(file, own, subjects[0].target, network=network)
+    if race is not None and not race[1].limits and not isinstance(file.quality, Quality):
+        raise UsageError(_NO_BOUND, where="performance.metrics", hint=_SEE)
+    check_bundles((candidate, baseline), race[0].workloads() if race else ())
     if race is not None:
-        check_race((candidate, baseline))
-    quality, remarks, data = _compare(candidate, baseline, file, own, subjects[0].target, tick)
+        check_race((candidate, baseline), race[1])
+    quality, remarks, data = _compare(candidate, baseline, file, own, subjects[0].target, tick, network=network)
     raced = _NOTHING
     if race is not None:
         try:
@@ -57,11 +62,13 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
                 seed=file.seed,
                 tick=lambda rounds: tick("round", rounds),
             )
-        except InconclusiveError as error:  # what was found of quality stands
-            raced = Raced((), (), "; ".join(filter(None, (error.what, error.where, error.hint))), ())
+        except EdgecError as error:
+            if overall(quality) != "fail":
+                raise
+            raced = Raced((), (), reason(error), ())  # a loss that was found is one, whatever the race ends with
     findings = (*raced.findings, *quality)
     if raced.void is None and all(finding.verdict == "reported" for finding in findings):
-        raise UsageError("nothing was judged: no metric has a bound", hint="see docs/gates.md")
+        raise UsageError(_NO_BOUND, hint=_SEE)
     return GateResult(
         verdict=overall(findings, raced.void),
         candidate=subjects[0],
@@ -80,12 +87,11 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
 
 
 def _compare(
-    candidate: Path, baseline: Path, file: GateFile, own: ForTarget, target: str, tick: Tick
+    candidate: Path, baseline: Path, file: GateFile, own: ForTarget, target: str, tick: Tick, *, network: bool
 ) -> tuple[tuple[Finding, ...], tuple[str, ...], dict[str, str]]:
     """Compare what two bundles predict; return findings, remarks, and the SHA-256 of the data by name."""
     if not isinstance(file.quality, Quality):
         return (), (), {}
-    network = is_network_bundle(candidate)
     check_quality(file.quality, network=network)
     windows = count(1)
     if not network:

@@ -109,7 +109,7 @@ def record_of(result: GateResult, label: str) -> Record:
     """
     if not (name := _line(label)):
         raise UsageError("a run in a history needs a label", hint="name the commit: --label TEXT")
-    counted = [each for each in result.findings if result.void is None or each.group == "quality"]
+    counted = filter(result.counts, result.findings)
     values = {_name(each): value for each in counted if (value := _value(each)) is not None}
     if not values and result.void is not None:
         raise InconclusiveError(f"this run says nothing that could be kept: {result.void}", hint="run the gate again")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgec.errors import EdgecError, InconclusiveError
 from edgec.gate.compare import CANDIDATE, SENTINEL, common, exp, find
 from edgec.gate.limits import Gated, Limits, bounded
 from edgec.gate.looks import Plan, plan_looks
@@ -76,14 +77,12 @@ class Judge:
     def look(self, rounds: Sequence[Round], *, is_last: bool) -> bool:
         """Look at what is undecided where a look is due; return whether all is decided, or one metric fails."""
         for metric, plan in self._plans.items():
-            decided = metric in self.findings and self.findings[metric].verdict != "inconclusive"
             over = plan.looks[-1] < len(rounds)
-            if not (decided or over) and (is_last or len(rounds) in plan.looks):
+            if not (self._decided(metric) or over) and (is_last or len(rounds) in plan.looks):
                 self.findings[metric] = self._judge(rounds, metric, plan, is_last=is_last)
         verdicts = {finding.verdict for finding in self.findings.values()}
-        more = not is_last and any(plan.looks[-1] > len(rounds) for plan in self._plans.values())
-        undecided = len(self.findings) < len(self._plans) or "inconclusive" in verdicts
-        return "fail" in verdicts or not (undecided and more)
+        more = any(plan.looks[-1] > len(rounds) for metric, plan in self._plans.items() if not self._decided(metric))
+        return is_last or "fail" in verdicts or not more
 
     def reported(self, rounds: Sequence[Round]) -> tuple[Finding, ...]:
         """Return the metrics that are not gated."""
@@ -114,6 +113,9 @@ class Judge:
             }
             found.append(msgspec.structs.replace(finding, **changes))
         return tuple(found)
+
+    def _decided(self, metric: Measured) -> bool:
+        return metric in self.findings and self.findings[metric].verdict != "inconclusive"
 
     def _judge(self, rounds: Sequence[Round], metric: Measured, plan: Plan, *, is_last: bool) -> Finding:
         estimate, finding = find(rounds, metric, CANDIDATE, self._workloads, self._alpha, self._seed)
@@ -154,7 +156,6 @@ def run_race(
     Raises:
         UsageError: a bound is on a metric that there is not, or the bundles do not take the workloads.
         BundleError: a bundle cannot be read, or crashes.
-        InconclusiveError: a process was killed.
         MissingRuntimeError: what would run a bundle is not here.
     """
     workloads = wanted.workloads()
@@ -169,18 +170,27 @@ def run_race(
         together=together,
         seed=seed,
     )
-    remarks = () if together else (APART,)
+    remarks: tuple[str, ...] = () if together else (APART,)
     judging = Judge(workloads, bounds, (1 - confidence) / 2, seed)
     try:
         rounds, void = follow(race(bundles, course), judging, wanted, tick=tick)
     except TooLongError as error:
         rounds, void = (), _too_long(error.round_s, wanted.min_rounds)
+    except InconclusiveError as error:  # a process was killed
+        rounds, void = (), reason(error)
+    if rounds:
+        names = ("the baseline", "the candidate")
+        remarks += overloaded([(first, last) for first, _, last in rounds], workloads, names)
     if void:
         return Raced((), (), void, rounds, remarks)
     findings = (*judging.findings.values(), *judging.reported(rounds))
     sentinel = judging.sentinel(rounds)
-    late = overloaded([(first, last) for first, _, last in rounds], workloads, ("the baseline", "the candidate"))
-    return Raced(findings, sentinel, _unsteady(findings, sentinel), rounds, (*remarks, *late))
+    return Raced(findings, sentinel, _unsteady(findings, sentinel), rounds, remarks)
+
+
+def reason(error: EdgecError) -> str:
+    """Return why a race is void that ended with an error."""
+    return "; ".join(filter(None, (error.what, error.where, error.hint)))
 
 
 def follow(

@@ -154,7 +154,7 @@ class GateFile(_Table, frozen=True, kw_only=True):
         targets: target -> bounds of its own. If there are any, bundles for other targets are refused.
     """
 
-    confidence: Annotated[float, msgspec.Meta(ge=0.5, lt=1)] = 0.95
+    confidence: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = 0.95
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
     performance: Performance | bool = Performance()
     quality: Quality | bool = Quality()

@@ -12,9 +12,6 @@ RESAMPLES = 4000
 
 # Times that the turns of each round are drawn anew.
 _REDRAWN = 100
-# From so many times the variance that its baselines speak of, a candidate is noisier than they are, and they say
-# nothing of it.
-_NOISIER = 2.5
 # Of logarithms: where rounds are equal but for one, draws without that one have none, and would say that it cannot be.
 _LEAST_ERROR = 1e-4
 
@@ -49,7 +46,6 @@ class Estimate(msgspec.Struct, frozen=True):
 def hierarchical(
     rounds: Sequence[Values],
     contrast: Values,
-    equals: Values | None = None,
     *,
     level: float = 0.025,
     seed: int = 0,
@@ -70,8 +66,6 @@ def hierarchical(
         rounds: at least two; of each a logarithm for every turn and variant (turns, variants), one turn for what a
             process gives once.
         contrast: weights of the variants (variants,), which add up to 0.
-        equals: a contrast of variants that are the same model, orthogonal to the other one. How much that scatters
-            tells of the noise, too: rounds of which `contrast` happens to scatter less are not taken to be steadier.
         level: one-sided, at which the draws say how far an interval reaches; what is far smaller would take more draws,
             and follows Student's t from there.
         seed: of the draws.
@@ -83,11 +77,9 @@ def hierarchical(
     generator = np.random.default_rng(seed)
     count = len(rounds)
     centres = contrasts(rounds, contrast)
-    centre, variance, freedom = float(centres.mean()), float(centres.var(ddof=1)), count - 1
-    if equals is not None and variance < _NOISIER * (expected := noise(rounds, contrast, equals)):
-        variance, freedom = max(variance, (variance + expected) / 2), 2 * freedom
+    centre, variance = float(centres.mean()), float(centres.var(ddof=1))
     if variance == 0:
-        return Estimate(centre, 0.0, freedom)
+        return Estimate(centre, 0.0, count - 1)
     redrawn = np.stack([_redraw(_centred(turns), contrast, generator) for turns in rounds])
     which = generator.integers(count, size=(resamples, count)), generator.integers(_REDRAWN, size=(resamples, count))
     drawn = redrawn[which]
@@ -97,7 +89,7 @@ def hierarchical(
     scores = np.abs(means - redrawn.mean()) / np.maximum(errors, _LEAST_ERROR)
     reach = float(np.quantile(scores, 1 - 2 * level))
     error = max((variance / count) ** 0.5, _LEAST_ERROR)
-    return Estimate(centre, error, freedom, reach / quantile(count - 1, level))
+    return Estimate(centre, error, count - 1, reach / quantile(count - 1, level))
 
 
 def noise(rounds: Sequence[Values], contrast: Values, equals: Values) -> float:

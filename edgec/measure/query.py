@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgec.backends.backend import Backend, backend_of
+from edgec.backends.backend import Backend, backend_of, import_runtime
 from edgec.backends.network import NetworkSession, read_network_settings
 from edgec.backends.session import Session, check_length
 from edgec.bundle.open import find_artifact, is_network_bundle
@@ -49,7 +49,7 @@ class Model:
     """A bundle that is loaded and can be asked.
 
     Attributes:
-        load_ms: from files to a session that is ready.
+        load_ms: from files to a session that is ready, in a process that has imported the runtime.
     """
 
     def __init__(self, bundle: Path, workloads: Sequence[Workload], threads: int | None) -> None:
@@ -69,8 +69,9 @@ class Model:
         is_network = is_network_bundle(artifact)
         if not is_network:  # whose queries check themselves
             check_workloads(artifact, workloads)
-        start = time.perf_counter()
         backend = backend_of(artifact)
+        import_runtime(backend)
+        start = time.perf_counter()
         check_runs(backend, artifact, bundle)
         if is_network:
             network = backend.open_network(artifact, "shipped", threads=threads)

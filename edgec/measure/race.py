@@ -34,6 +34,8 @@ _ARRIVALS = 8
 _FEWEST_ARRIVING = 1
 # What a process takes at most while it loads, as a multiple of its artifact.
 _COPIES = 2.5
+# How long a query takes is seen from the quickest of a few, as long as those take no longer than that.
+_PROBES, _PROBING_S = 4, 0.5
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,9 +44,9 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         workloads: all are run in each process.
         threads: of the runtimes; None leaves that to them.
-        slice_s: a turn is as many queries as one of the variants answers in this time, at least one. The shorter turns
-            are, the more alike is the machine for all who take one: turns of 4 ms gave a fifth of the variance of as
-            much time in turns of 10 ms. In the scenario "server" it is at least 8 queries, which may wait for each
+        slice_s: a turn is as many queries as the slowest variant answers in this time, at least one. The shorter
+            turns are, the more alike is the machine for all who take one: turns of 4 ms gave a fifth of the variance of
+            as much time in turns of 10 ms. In the scenario "server" it is at least 8 queries, which may wait for each
             other.
         slices: turns of each process for each workload, at most.
         round_s: time that a round should take; where models are slow there are fewer turns, but at least three.
@@ -110,7 +112,9 @@ def race(bundles: Sequence[Path], course: Course) -> Iterator[Round]:
         raise TooLongError(least_s)
     generator = np.random.default_rng(course.seed)
     sizes = [artifact_bytes(bundle) for bundle in bundles]
-    turns: _Turns | None = None
+    cpus = _some_cpus(course.threads, generator)
+    scouts = {bundle: _scout(bundle, course, cpus) for bundle in dict.fromkeys(bundles)}
+    turns = _plan([scouts[bundle] for bundle in bundles], course)
     while True:
         found: dict[int, Process] = {}
         order = generator.permutation(len(bundles)).tolist()
@@ -121,13 +125,10 @@ def race(bundles: Sequence[Path], course: Course) -> Iterator[Round]:
                 processes = dict(zip(group, started, strict=True))
                 for variant, each in processes.items():
                     each.open(bundles[variant], course.workloads, course.threads, cpus)
-                loads = _load(processes, 1, generator)
-                turns = turns or _plan(processes, course, len(bundles), max(map(max, loads.values())) / 1e3)
-                again = _load(processes, turns.loads - 1, generator)
+                loads = _load(processes, turns.loads, generator)
                 slices, peaks = _take(processes, turns, seeds, generator)
             for variant in group:
-                times = loads[variant] + again[variant]
-                found[variant] = Process(times, peaks[variant], slices[variant], sizes[variant], turns.pieces)
+                found[variant] = Process(loads[variant], peaks[variant], slices[variant], sizes[variant], turns.pieces)
         yield tuple(found[variant] for variant in range(len(bundles)))
 
 
@@ -144,6 +145,18 @@ def have_room(bundles: Sequence[Path]) -> bool:
     """Say whether there is memory for a process of each at once; yes where the machine does not tell."""
     free = available_bytes()
     return free is None or _COPIES * sum(map(artifact_bytes, bundles)) < free
+
+
+class _Scout(msgspec.Struct, frozen=True):
+    """What a process that counts for nothing says of a bundle: how long it takes to load, and a query of each workload.
+
+    Args:
+        load_s: from files to a session that is ready.
+        probes: of each workload a whole query.
+    """
+
+    load_s: float
+    probes: tuple[Slice, ...]
 
 
 class _Turns(msgspec.Struct, frozen=True):
@@ -186,30 +199,49 @@ def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int
     return tuple(sorted(generator.permutation(usable)[:threads].tolist()))
 
 
-def _plan(processes: dict[int, Worker], course: Course, variants: int, load_s: float) -> _Turns:
-    """Ask each process once, and the first again, to see how long that takes; plan turns that fit into a round."""
+def _scout(bundle: Path, course: Course, cpus: tuple[int, ...] | None) -> _Scout:
+    with workers(1) as (process,):
+        process.open(bundle, course.workloads, course.threads, cpus)
+        load_s = process.load() / 1e3
+        return _Scout(load_s, tuple(_probe(process, number, each) for number, each in enumerate(course.workloads)))
+
+
+def _probe(process: Worker, number: int, workload: Workload) -> Slice:
+    """Return a query of a workload, the quickest of a few."""
+    found: list[Slice] = []
+    while not found or (len(found) < _PROBES and sum(probe.busy_s for probe in found) < _PROBING_S):
+        found.append(process.run(number, 1, len(found)).slice)
+    return min(found, key=lambda probe: _answer_s(workload, probe))
+
+
+def _answer_s(workload: Workload, probe: Slice) -> float:
+    """Return how long a query took, without the time until it arrived."""
+    return probe.busy_s if workload.rate_per_s is None else sum(map(sum, probe.samples.values())) / 1e3
+
+
+def _plan(scouts: Sequence[_Scout], course: Course) -> _Turns:
+    """Plan turns that fit into a round of all variants, of each of which a scout tells."""
     queries, steps, turns_s, needed = [], [], [], []
     for number, workload in enumerate(course.workloads):
-        for process in processes.values():
-            process.run(number, 1, 0)
-        probe = next(iter(processes.values())).run(number, 1, 1).slice
-        query_s, fewest = probe.busy_s, 1
+        probes = sorted((scout.probes[number] for scout in scouts), key=partial(_answer_s, workload))
+        answers_s = [_answer_s(workload, probe) for probe in probes]
         if workload.rate_per_s is not None:
-            answer_s = sum(map(sum, probe.samples.values())) / 1e3
-            query_s, fewest = max(1 / workload.rate_per_s, answer_s), _ARRIVALS
+            answers_s = [max(1 / workload.rate_per_s, answer_s) for answer_s in answers_s]
+        slowest, fewest = probes[-1], 1 if workload.rate_per_s is None else _ARRIVALS
         # How many queries take a time as often as it is wanted.
-        wanted = max((-(-n // len(probe.samples.get(name, "_"))) for name, n in course.at_least.items()), default=0)
-        queries.append(max(-(-wanted // course.slices), round(course.slice_s / query_s), fewest))
-        steps.append(_divide(workload, probe, course.slice_s) if queries[-1] == 1 else ())
-        turns_s.append(queries[-1] * query_s)
+        wanted = max((-(-n // len(slowest.samples.get(name, "_"))) for name, n in course.at_least.items()), default=0)
+        queries.append(max(-(-wanted // course.slices), round(course.slice_s / answers_s[-1]), fewest))
+        steps.append(_divide(workload, slowest, course.slice_s) if queries[-1] == 1 else ())
+        turns_s.append(queries[-1] * sum(answers_s))
         fewest = _FEWEST_ARRIVING if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS
         needed.append(max(-(-wanted // queries[-1]), fewest))
+    load_s = [scout.load_s for scout in scouts]
     # What is there besides turns: a query to warm up, and loading.
-    fits = int((course.round_s / variants - load_s - sum(turns_s)) / sum(turns_s))
-    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / load_s)))
+    fits = int((course.round_s - sum(load_s) - sum(turns_s)) / sum(turns_s))
+    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / max(load_s))))
     counts = tuple(min(course.slices, max(fewest, fits)) for fewest in needed)
     taking_s = sum(count * turn_s for count, turn_s in zip(counts, turns_s, strict=True))
-    if (round_s := variants * (load_s + taking_s)) > course.longest_s:
+    if (round_s := sum(load_s) + taking_s) > course.longest_s:
         raise TooLongError(round_s)
     return _Turns(loads, counts, tuple(queries), tuple(steps))
 

@@ -111,8 +111,6 @@ def _end_with_parent() -> None:
 
 
 def _serve(answer: Callable[[Answer], None]) -> None:
-    import onnxruntime  # noqa: F401 - what all bundles' code imports is no part of loading one
-
     model: Model | None = None
     answer(Ready())
     for line in sys.stdin.buffer:

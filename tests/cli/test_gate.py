@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgec.cli import edgec
 from edgec.errors import BundleError, EdgecError, InconclusiveError, OutputError, RegressionError, UsageError
 from edgec.gate import gate as gating
+from edgec.gate import performance
 from edgec.gate.formats import format_names, get_format
 from edgec.gate.formats.json import read_result
 from edgec.gate.history_file import read_history
@@ -208,11 +209,29 @@ def test_reports_that_cannot_be_written_are_refused_before_the_race(files, repor
     assert isinstance(error, UsageError)
 
 
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        (("--report=json:r", "--report=sarif:r"), "r"),
+        (("--report=json:x/../r", "--report=sarif:r"), "r"),
+        (("--report=json", "--report=junit:edgec-gate.json"), "edgec-gate.json"),
+        (("--report=json:h", "--history=h", "--label=x"), "h"),
+        (("--report=markdown", "--report=json:-"), "stdout"),
+    ],
+)
+def test_two_things_in_one_file_are_refused_before_the_race(files, tmp_path, monkeypatch, options, place):
+    monkeypatch.chdir(tmp_path)
+    error = fails(*gate(files, "small", "small", "race.toml", *options))
+    assert isinstance(error, UsageError)
+    assert f"both go to {place}" in error.what
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def found(monkeypatch):
     """Return what lets a gate find what a test says."""
 
-    def find(*findings, void=None):
+    def find(*findings, void=None, sentinel=()):
         bundle = Subject(path="bundle")
         result = GateResult(
             verdict=overall(findings, void),
@@ -220,6 +239,7 @@ def found(monkeypatch):
             baseline=bundle,
             findings=findings,
             void=void,
+            sentinel=sentinel,
             environment={"cpu_model": "Some CPU"},
         )
         monkeypatch.setattr(gating, "run_gate", lambda *_: result)
@@ -247,8 +267,8 @@ def broken(tmp_path):
 
 
 def test_a_regression_is_one_whatever_the_disk_says(found, tmp_path, broken, capsys):
-    reports = ("--report", f"junit:{broken}", "--report", f"json:{tmp_path / 'r.json'}", "--report", f"sarif:{broken}")
-    history = ("--history", broken, "--label", "x")
+    reports = ("--report", f"junit:{broken}", "--report", f"json:{tmp_path / 'r.json'}", "--report", f"sarif:{broken}2")
+    history = ("--history", f"{broken}3", "--label", "x")
     error, said = fails_aloud(capsys, *found(finding("fail")), *reports, *history)
     assert (type(error), error.exit_code) == (RegressionError, 1)
     assert said.err.count("error: the report cannot be written") == 2
@@ -265,21 +285,23 @@ def test_a_regression_is_one_whatever_goes_wrong_in_telling(found, tmp_path, mon
     assert read_result(tmp_path / "r.json").verdict == "fail"
 
 
-def test_worse_predictions_fail_though_a_process_of_the_race_is_killed(files, tmp_path, monkeypatch):
-    def killed(*_, **__):
-        raise InconclusiveError("the process that timed a bundle was killed", where="int4", hint="it may be memory")
+@pytest.mark.parametrize("error", [InconclusiveError, BundleError])
+def test_worse_predictions_fail_however_a_process_of_the_race_ends(files, tmp_path, monkeypatch, error):
+    def killed(*_):
+        raise error("the process was ended", where="int4", hint="it may be memory")
 
-    monkeypatch.setattr(gating, "run_race", killed)
+    monkeypatch.setattr(performance, "race", killed)
     config = tmp_path / "gate.toml"
     config.write_text(QUALITY.replace("performance = false", "") + "[quality.metrics]\nmean_kl = { margin = 1e-6 }\n")
     arguments = gate(files, "int4", "int8", config, "--report", f"json:{tmp_path / 'r.json'}")
     assert fails(*arguments).exit_code == 1
     result = read_result(tmp_path / "r.json")
-    assert result.void == "the process that timed a bundle was killed; int4; it may be memory"
+    assert result.void == "the process was ended; int4; it may be memory"
     config.write_text(QUALITY.replace("performance = false", ""))
-    error = fails(*arguments)
-    assert error.exit_code == 5
-    assert "was killed" in str(error)
+    told = fails(*arguments)
+    assert told.exit_code == error.exit_code
+    assert "the process was ended" in str(told)
+    assert error is BundleError or told.hint is None  # void says what to do
 
 
 def test_the_usual_bounds(files):
@@ -304,6 +326,9 @@ def test_the_numbers_that_are_shown(found, capsys):
     small = {"scale": "value", "unit": "nats", "candidate": None, "baseline": None}
     changes = {**small, "estimate": 0.00042, "low": 0.0004, "high": 0.00044}
     _, said = fails_aloud(capsys, *found(msgspec.structs.replace(finding("fail", "quality", "mean_kl"), **changes)))
+    assert "0.00042 (0.0004 to 0.00044)" in said.out
+    changes["scale"] = "difference"
+    _, said = fails_aloud(capsys, *found(msgspec.structs.replace(finding("fail", "quality", "cosine"), **changes)))
     assert "0.00042 (0.0004 to 0.00044)" in said.out
     changes = {"estimate": 1.00042, "low": 0.9996, "high": 1.01}
     _, said = fails_aloud(capsys, *found(msgspec.structs.replace(finding("inconclusive"), **changes)))
@@ -375,7 +400,7 @@ def test_nobody_has_to_hear_anything(files, tmp_path):
     ],
 )
 def test_the_hint_is_for_what_is_undecided(found, capsys, findings, void, says, not_):
-    error, _ = fails_aloud(capsys, *found(*findings, void=void))
+    error, _ = fails_aloud(capsys, *found(*findings, void=void, sentinel=(finding("fail"),)))
     assert error.exit_code == 5
     assert says in error.hint
     assert not_ not in error.hint

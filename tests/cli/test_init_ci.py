@@ -70,13 +70,20 @@ def test_the_workflow_is_valid(repository, system, options):
             "edgec[build,gate] @ git+https://localhost/edgec.git@0a1b",
             False,
         ),
+        (
+            {"url": "https://a/b.git", "vcs_info": {"vcs": "git", "commit_id": "0a"}, "subdirectory": "c"},
+            "edgec[build,gate] @ git+https://a/b.git@0a#subdirectory=c",
+            False,
+        ),
+        ({"url": "https://a/edgec.whl", "archive_info": {}}, "edgec[build,gate] @ https://a/edgec.whl", False),
+        ({"url": "file:///edgec.whl", "archive_info": {}}, f"edgec[build,gate]=={__version__}", True),
     ],
 )
 def test_it_installs_the_edgec_that_wrote_it(repository, monkeypatch, origin, wanted, noted):
     monkeypatch.setattr(init_ci, "_origin", lambda: origin)
     done = invoke("init-ci", "github", "models/tiny")
     assert load(repository / WORKFLOWS["github"])["env"]["EDGEC"] == wanted
-    assert ("comes from a folder" in done.stderr) is noted
+    assert ("edgec is from this machine" in done.stderr) is noted
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -218,7 +225,7 @@ def clone(tmp_path, monkeypatch):
         git(origin, "checkout", "-b", "change")
         change(origin)
         monkeypatch.chdir(origin)
-        invoke("init-ci", system, "checkpoint", "--profile", "int8")
+        invoke("init-ci", system, "checkpoint", "--profile", "int8", "--force")
         git(origin, "add", "--all")
         git(origin, "commit", "-m", "change")
         git(tmp_path, "clone", str(origin), "work")
@@ -325,6 +332,23 @@ def test_a_checkpoint_that_is_new_is_not_gated(tmp_path, clone, system):
     assert found == 0
     assert "not gated: checkpoint is new" in told
     assert [line.split()[1] for line in log.read_text().splitlines()] == ["build"]
+
+
+def other_bounds(root):
+    (root / "gate.toml").write_text("confidence = 0.9\n")
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("change", [nothing, other_bounds])
+def test_a_change_of_the_gate_itself_is_told(tmp_path, clone, system, change):
+    def base(root):
+        with_checkpoint(root)
+        invoke("init-ci", system, root / "checkpoint", "--profile", "int8", "--out", root)
+
+    work = clone(system, base, change)
+    found, told = RUN[system](work, programs(tmp_path / "bin", "exit 0"))
+    assert found == 0
+    assert ("the gate itself changes here" in told) is (change is other_bounds)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

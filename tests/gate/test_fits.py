@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from edgec.gate.gate import run_gate
 from edgec.gate.limits import gated
 from edgec.gate.result import Subject
 from edgec.gate.settings import Bound, ForTarget, GateFile, Grid, Performance, Quality, QualityBound
+from edgec.measure.energy import Meter
 
 NETWORK = Tiny("(float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", weights(w=(4, 4)), lambda rng, count: {})
 TEXTS = {"texts": ("mine.txt",), "tokens": 3_000, "window": 100}
@@ -83,7 +85,7 @@ def bundles(tmp_path_factory):
 
 def test_what_does_not_run_here_is_not_raced(bundles):
     here, elsewhere = bundles
-    check_race((here, here))
+    check_race((here, here), gated(None, {}))
     ticks = []
     for pair in ((here, elsewhere), (elsewhere, here)):
         with pytest.raises(MissingRuntimeError, match="nothing to time here") as caught:
@@ -102,6 +104,24 @@ def test_workloads_that_do_not_fit_are_refused_before_quality_is_compared(bundle
     with pytest.raises(UsageError, match="no size is called 'lenght'") as caught:
         run_gate(bundles[0], bundles[0], file, lambda *done: ticks.append(done))
     assert (caught.value.where, ticks) == (str(bundles[0]), [])
+
+
+def test_energy_is_gated_where_the_machine_tells_it(bundles, monkeypatch):
+    wanted = gated({"energy_mj": Bound()}, {})
+    monkeypatch.setattr(Meter, "read_j", lambda _: None)
+    with pytest.raises(UsageError, match="does not tell how much energy") as caught:
+        check_race(bundles[:1], wanted)
+    assert caught.value.where == "performance.metrics"
+    monkeypatch.setattr(Meter, "read_j", lambda _: (1.0,))
+    check_race(bundles[:1], wanted)
+
+
+def test_a_race_without_bounds_is_not_begun(bundles):
+    file = GateFile(performance=Performance(metrics={}), quality=False)
+    start = time.monotonic()
+    with pytest.raises(UsageError, match="nothing is judged"):
+        run_gate(bundles[0], bundles[0], file, lambda *_: pytest.fail("it began"))
+    assert time.monotonic() - start < 5
 
 
 def test_a_bundle_that_was_changed_is_not_judged(bundles, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from simulated import rounds
 
-from edgec.errors import UsageError
+from edgec.errors import InconclusiveError, UsageError
 from edgec.gate import performance
 from edgec.gate.compare import common, find
 from edgec.gate.limits import Limits, gated
@@ -20,6 +20,7 @@ from edgec.measure.race import APART, TooLongError
 from edgec.measure.workload import Workload
 
 LATENCY = Measured("latency_ms", 0)
+LOAD = Measured("load_ms", None)
 BOUNDS = {"latency_ms": Bound()}
 WANTED = Performance(max_rounds=40)
 
@@ -106,19 +107,30 @@ def test_rounds_that_take_too_long_decide_nothing():
 
 def test_a_decision_is_final():
     judging = judge({"latency_ms": Bound(), "load_ms": Bound(allowed=1.001, margin=1.03)})
-    # Far faster, and from the seventh round on far slower.
+    # Far faster, and after the second look far slower.
     generator = np.random.default_rng(0)
-    made = chain(islice(rounds(generator, -0.5, process=0.1), 6), rounds(generator, 3.0, process=0.1))
+    made = chain(islice(rounds(generator, -0.5, process=0.1), 17), rounds(generator, 3.0, process=0.1))
     taken, _ = follow(made, judging, WANTED, clock=lambda: 0.0)
     found = {metric.name: finding for metric, finding in judging.findings.items()}
-    assert judging._plans[LATENCY].looks[1] <= len(taken)
+    assert judging._plans[LATENCY].looks[1] == 17 < judging._plans[LATENCY].looks[2] <= len(taken)
     assert found["latency_ms"].verdict == "pass"
     assert found["latency_ms"].estimate == pytest.approx(0.5, rel=0.2)
 
 
+def test_no_rounds_are_taken_that_could_decide_nothing():
+    judging = judge({"latency_ms": Bound(), "load_ms": Bound(allowed=500.0, margin=1000.0)})
+    taken = some(6, 0.045, process=0.02)
+    judging.plan(taken, 40)
+    judging._plans = {LATENCY: Plan((6,)), LOAD: Plan((6, 14, 22, 30))}
+    assert judging.look(taken, is_last=False)
+    assert [judging.findings[metric].verdict for metric in (LATENCY, LOAD)] == ["inconclusive", "pass"]
+    judging._plans[LATENCY] = Plan((6, 7))
+    assert not judging.look(taken, is_last=False)
+
+
 def test_one_failure_ends_a_race():
     judging = judge(None)
-    taken, _ = follow(rounds(np.random.default_rng(0), 0.2), judging, WANTED, clock=lambda: 0.0)
+    taken, _ = follow(rounds(np.random.default_rng(0), 1.0), judging, WANTED, clock=lambda: 0.0)
     assert len(taken) == 6
     verdicts = {metric.name: finding.verdict for metric, finding in judging.findings.items()}
     assert verdicts["latency_ms"] == "fail"
@@ -254,6 +266,17 @@ class TestRunRace:
         assert self.course.together is False
         assert found.remarks[0] == APART
         assert [remark.split(" answers")[0] for remark in found.remarks[1:]] == ["the baseline", "the candidate"]
+
+    def test_queries_that_come_too_fast_are_told_of_a_void_race_too(self, run):
+        workload = (msgspec.convert({"scenario": "server", "rate_per_s": 1e6}, Grid),)
+        found = run(rounds(np.random.default_rng(0)), Performance(workload=workload, time_limit_s=1e-9))
+        assert "a round takes" in found.void
+        assert [remark.split(" answers")[0] for remark in found.remarks] == ["the baseline", "the candidate"]
+
+    def test_a_process_that_is_killed(self, run):
+        found = run(InconclusiveError("it was killed", where="new", hint="by whom?"), room=False)
+        assert (found.findings, found.rounds, found.remarks) == ((), (), (APART,))
+        assert found.void == "it was killed; new; by whom?"
 
     def test_rounds_that_cannot_fit(self, run):
         found = run(TooLongError(30.0))

@@ -50,6 +50,12 @@ def test_a_file_says_what_is_measured(tmp_path):
     [
         ("confidnce = 0.9", "confidnce"),
         ("confidence = 1.5", "confidence"),
+        ("confidence = 0.9995", "confidence"),
+        ("confidence = nan", "confidence"),
+        ("[performance]\ntime_limit_s = nan", "time_limit_s"),
+        ("[performance.metrics]\ntoken_ms = { allowed = nan }", "allowed"),
+        ("[quality.metrics]\nmean_kl = { margin = nan }", "margin"),
+        ("[quality.metrics]\nmean_kl = { margin = 0.1, allowed = nan }", "allowed"),
         ("performance = true", "leave it out for the usual"),
         ("performance = false\nquality = false", "nothing to compare"),
         ("[performance]\nworkload = []", "workload"),

@@ -7,6 +7,7 @@ from scipy.stats import t
 from edgec.gate.statistics import contrasts, hierarchical, noise, quantile
 
 PAIR = np.array([-1.0, 1.0])
+CANDIDATE = np.array([-0.5, -0.5, 1.0])
 
 
 def rounds(rng, count, turns=8, process=1.0, turn=1.0, shift=0.0):
@@ -47,7 +48,7 @@ def test_intervals_hold_the_truth_of_a_candidate_that_is_noisier_than_its_baseli
     wrong = 0
     for _ in range(400):
         found = [rng.normal(0, (1, 1, 3)) + rng.normal(0, 0.5, (8, 3)) for _ in range(count)]
-        estimate = hierarchical(found, np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0]), resamples=1000)
+        estimate = hierarchical(found, CANDIDATE, resamples=1000)
         wrong += abs(estimate.centre) > estimate.high(0.025) - estimate.centre
     assert wrong / 400 <= 0.07  # 0.05 +- 0.011
 
@@ -55,14 +56,14 @@ def test_intervals_hold_the_truth_of_a_candidate_that_is_noisier_than_its_baseli
 def test_one_odd_value_among_equal_ones_says_little():
     """Such as a peak of memory that is one page larger in one round of six."""
     found = [np.array([[0.0, 0.0, 5e-5 * (number == 3)]]) for number in range(6)]
-    estimate = hierarchical(found, np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0]))
+    estimate = hierarchical(found, CANDIDATE)
     assert -1e-3 < estimate.low(0.001) < 0 < estimate.high(0.001) < 1e-3
 
 
 def test_spikes_do_not_shift_the_mean_of_two_baselines_beside_one_candidate():
     rng = np.random.default_rng(2)
     found = [rng.normal(0, 0.01, (8, 3)) + np.where(rng.random((8, 3)) < 0.2, 0.5, 0.0) for _ in range(400)]
-    centre = contrasts(found, np.array([-0.5, -0.5, 1.0]))
+    centre = contrasts(found, CANDIDATE)
     assert abs(centre.mean()) < 3 * centre.std() / 20
 
 
@@ -81,15 +82,11 @@ def test_what_never_changes_has_no_error():
     assert (found.low(1e-6), found.high(1e-6)) == (0.5, 0.5)
 
 
-def test_equals_tell_of_noise_that_the_candidate_happens_not_to_show():
+def test_equal_variants_tell_of_the_noise_of_a_contrast():
     found = [np.array([[x, -x, 0.0]]) for x in (1.0, -1.0, 2.0, -2.0, 0.5, -0.5)]
-    contrast, equals = np.array([-0.5, -0.5, 1.0]), np.array([-1.0, 1.0, 0.0])
-    assert hierarchical(found, contrast).error == 0
-    with_equals = hierarchical(found, contrast, equals)
     # Two baselines differ by 2x, which has the variance 2; one beside the mean of two has 1.5.
-    assert noise(found, contrast, equals) == pytest.approx(0.75 * np.var([2, -2, 4, -4, 1, -1], ddof=1))
-    assert with_equals.error == pytest.approx(np.sqrt(noise(found, contrast, equals) / 2 / 6))
-    assert with_equals.freedom == 10
+    expected = pytest.approx(0.75 * np.var([2, -2, 4, -4, 1, -1], ddof=1))
+    assert noise(found, CANDIDATE, np.array([-1.0, 1.0, 0.0])) == expected
 
 
 def test_quantiles_are_those_of_student():

@@ -1,5 +1,7 @@
 """Queries of each scenario: on real bundles, and on sessions that take as long as a test wants them to."""
 
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
@@ -8,12 +10,28 @@ import pytest
 
 from edgec.errors import UsageError
 from edgec.frontends.network import Port
+from edgec.measure import query
 from edgec.measure.energy import Meter
 from edgec.measure.query import Model, _decoder_query, _network_query, rows_of
 from edgec.measure.workload import Workload
 
 SHORT = {"prompt_tokens": 4, "new_tokens": 3}
 PORTS = (Port("x", "float32", ("N", 2)),)
+
+
+def test_imports_are_no_part_of_loading(network, monkeypatch):
+    monkeypatch.setattr(query, "import_runtime", lambda _: time.sleep(2))
+    assert Model(network, (Workload(),), 1).load_ms < 2000
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_is_imported_is_the_runtime(runtime):
+    name = {"onnxruntime": "onnx_cpu"}.get(runtime, runtime)
+    program = (
+        "import sys; from edgec.backends.backend import get_backend, import_runtime as import_; "
+        f"import_(get_backend({name!r})); sys.exit({runtime!r} not in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 class Teller:

@@ -19,7 +19,9 @@ from edgec.errors import BundleError, EdgecError, InconclusiveError
 from edgec.measure import parent
 from edgec.measure import race as racing
 from edgec.measure.parent import Worker, workers
+from edgec.measure.query import Slice
 from edgec.measure.race import Course, TooLongError, have_room, race
+from edgec.measure.worker import Ran
 from edgec.measure.workload import Workload
 
 SHORT = {"prompt_tokens": 4, "new_tokens": 2}
@@ -154,8 +156,70 @@ class TestRounds:
             there.clear()
             course = Course(workloads=(Workload(),), together=together, **QUICK)
             (found,) = islice(race((network,) * 3, course), 1)
-            assert set(there) == {count}
+            assert set(there[1:]) == {count}  # the scout was the first
             assert [len(process.slices[0]) for process in found] == [3, 3, 3]
+
+
+class TestPlans:
+    """Of made-up bundles: what they say of themselves, and the turns that come of it."""
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+    @pytest.mark.parametrize("times", [(0.5, 0.5, 1.5), (0.001, 0.001, 2.0), (1.0, 1.0, 0.01), (0.001, 0.001, 0.001)])
+    def test_a_round_fits_however_different_the_bundles_are(self, times, order):
+        scouts = [_scout(times[variant]) for variant in order]
+        turns = racing._plan(scouts, Course(workloads=(Workload(),), round_s=7.5, longest_s=10.0))
+        (count,), (queries,) = turns.counts, turns.queries
+        assert count >= 3
+        assert sum(scout.load_s for scout in scouts) + count * queries * sum(times) <= 8.0
+        assert queries == max(1, round(0.005 / max(times)))
+        assert count == 24 or (count + 2) * sum(times) > 7.5  # no time is left over
+
+    def test_the_slowest_says_whether_queries_are_divided(self):
+        course = Course(workloads=(Workload(new_tokens=4),))
+        scouts = [_scout(0.002, token_ms=(0.1,) * 4), _scout(1.0, token_ms=(2.5,) * 4)]
+        assert racing._plan(scouts, course).steps == ((1, 2, 2),)
+        assert racing._plan(scouts[:1], course).steps == ((),)
+
+    def test_a_round_that_would_be_too_long(self):
+        scouts = [_scout(0.5), _scout(0.5), _scout(4.0)]
+        with pytest.raises(TooLongError) as caught:
+            racing._plan(scouts, Course(workloads=(Workload(),), round_s=7.5, longest_s=10.0))
+        assert caught.value.round_s == pytest.approx(15, abs=0.1)
+
+    def test_each_bundle_is_scouted_once(self, network, decoder, monkeypatch):
+        seen = []
+
+        def plan(scouts, course):
+            seen.extend(scouts)
+            return plain(scouts, course)
+
+        plain = racing._plan
+        monkeypatch.setattr(racing, "_plan", plan)
+        for together in (True, False):
+            seen.clear()
+            next(race((network, network, decoder), Course(workloads=SINGLE, together=together, **QUICK)))
+            assert seen[0] is seen[1]
+            assert [list(scout.probes[0].samples) for scout in seen[1:]] == [["latency_ms"], ["ttft_ms", "token_ms"]]
+
+    def test_long_queries_are_probed_once(self):
+        class Slow:
+            def __init__(self, *times):
+                self.times = list(times)
+
+            def run(self, number, queries, seed):
+                return Ran(Slice({}, self.times.pop(0), 1), 1)
+
+        for slow, found, left in (
+            (Slow(0.1, 0.01, 0.02, 0.03, 0.005), 0.01, 1),
+            (Slow(0.6, 0.5), 0.6, 1),
+            (Slow(0.3, 0.25, 0.2), 0.25, 1),
+        ):
+            assert racing._probe(slow, 0, Workload()).busy_s == found
+            assert len(slow.times) == left
+
+
+def _scout(query_s, **samples):
+    return racing._Scout(0.01, (Slice({"latency_ms": (1e3 * query_s,), **samples}, query_s, 1),))
 
 
 def _fields(course):
@@ -192,9 +256,9 @@ class TestCpus:
         plain = Worker.open
         monkeypatch.setattr(Worker, "open", open_)
         next(race((network, network), Course(workloads=(Workload(),), **QUICK)))
-        assert len(told) == 2
-        assert told[0] == told[1]
-        assert (told[0] is None) == (len(os.sched_getaffinity(0)) == 1)
+        assert len(told) == 3  # one is the scout
+        assert told[1] == told[2]
+        assert (told[1] is None) == (len(os.sched_getaffinity(0)) == 1)
 
 
 class TestRefusals:
