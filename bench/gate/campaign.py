@@ -3,8 +3,8 @@
     python bench/gate/campaign.py --condition quiet --minutes 60
 
 Each gate is one line in bench/results/gate/CONDITION.jsonl.gz. A campaign may be interrupted at any time and goes on
-where it stopped: the next gate is one of the case that is furthest from the number that is wanted. `report.py` makes
-the page.
+where it stopped: the next gate is one of the case that is furthest from the number that is wanted. Gates of other code
+that races and judges count for another campaign. `report.py` makes the page.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def main() -> None:
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{args.condition}.jsonl.gz"
-    done = Counter(record["slower"] for record in read(path))
     facts = fingerprint()
     machine = {key: facts[key] for key in MACHINE} | {"code": _code()}
+    done = Counter(record["slower"] for record in read(path) if record["machine"]["code"] == machine["code"])
     end = time.monotonic() + 60 * args.minutes
     with _hog() if args.condition == "hog" else nullcontext():
         while time.monotonic() < end and any(done[case] < wanted for case, wanted in WANTED.items()):

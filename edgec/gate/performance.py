@@ -165,7 +165,7 @@ def run_race(
         workloads=workloads,
         threads=wanted.threads,
         round_s=wanted.time_limit_s / (wanted.min_rounds + 2),
-        longest_s=wanted.time_limit_s / wanted.min_rounds,
+        longest_s=wanted.time_limit_s / (wanted.min_rounds + 1),  # before the first round, queries are tried
         at_least=needed(bounds.limits),
         together=together,
         seed=seed,

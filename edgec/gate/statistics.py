@@ -12,6 +12,9 @@ RESAMPLES = 4000
 
 # Times that the turns of each round are drawn anew.
 _REDRAWN = 100
+# Where one round of few is odd, draws without it have hardly an error, and would say that anything can be. Student's t
+# is wide enough then: the mean is just one standard error away from where it would be without that round.
+_FARTHEST = 2.0
 # Of logarithms: where rounds are equal but for one, draws without that one have none, and would say that it cannot be.
 _LEAST_ERROR = 1e-4
 
@@ -89,7 +92,7 @@ def hierarchical(
     scores = np.abs(means - redrawn.mean()) / np.maximum(errors, _LEAST_ERROR)
     reach = float(np.quantile(scores, 1 - 2 * level))
     error = max((variance / count) ** 0.5, _LEAST_ERROR)
-    return Estimate(centre, error, count - 1, reach / quantile(count - 1, level))
+    return Estimate(centre, error, count - 1, min(_FARTHEST, reach / quantile(count - 1, level)))
 
 
 def noise(rounds: Sequence[Values], contrast: Values, equals: Values) -> float:

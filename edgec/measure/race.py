@@ -7,6 +7,7 @@ does in the meantime hits all of a round alike, because turns are short. Only on
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,6 @@ _LOADING_S = 0.1
 # Turns with queries that arrive at random begin with nobody waiting: so many have to come for a queue to build up. They
 # take their time, and one is enough.
 _ARRIVALS = 8
-_FEWEST_ARRIVING = 1
 # What a process takes at most while it loads, as a multiple of its artifact.
 _COPIES = 2.5
 # How long a query takes is seen from the quickest of a few, as long as those take no longer than that.
@@ -50,7 +50,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
             other.
         slices: turns of each process for each workload, at most.
         round_s: time that a round should take; where models are slow there are fewer turns, but at least three.
-        longest_s: time that a round may take.
+        longest_s: time that a round may take; for that there is one turn, if need be.
         at_least: name of a time -> how often a process takes it at least; turns become longer for that.
         together: all processes of a round are there at once and take turns; else one after the other, which takes the
             memory of one model at a time.
@@ -221,7 +221,7 @@ def _answer_s(workload: Workload, probe: Slice) -> float:
 
 def _plan(scouts: Sequence[_Scout], course: Course) -> _Turns:
     """Plan turns that fit into a round of all variants, of each of which a scout tells."""
-    queries, steps, turns_s, needed = [], [], [], []
+    queries, steps, turns_s, warm_s, needed, liked = [], [], [], [], [], []
     for number, workload in enumerate(course.workloads):
         probes = sorted((scout.probes[number] for scout in scouts), key=partial(_answer_s, workload))
         answers_s = [_answer_s(workload, probe) for probe in probes]
@@ -233,17 +233,25 @@ def _plan(scouts: Sequence[_Scout], course: Course) -> _Turns:
         queries.append(max(-(-wanted // course.slices), round(course.slice_s / answers_s[-1]), fewest))
         steps.append(_divide(workload, slowest, course.slice_s) if queries[-1] == 1 else ())
         turns_s.append(queries[-1] * sum(answers_s))
-        fewest = _FEWEST_ARRIVING if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS
-        needed.append(max(-(-wanted // queries[-1]), fewest))
+        warm_s.append(sum(map(_warm_s, probes)) if steps[-1] else sum(answers_s))
+        needed.append(max(-(-wanted // queries[-1]), 1))
+        liked.append(1 if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS)
     load_s = [scout.load_s for scout in scouts]
-    # What is there besides turns: a query to warm up, and loading.
-    fits = int((course.round_s - sum(load_s) - sum(turns_s)) / sum(turns_s))
-    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / max(load_s))))
-    counts = tuple(min(course.slices, max(fewest, fits)) for fewest in needed)
+    besides_s = sum(load_s) + sum(warm_s)
+    fits, most = ((each_s - besides_s) / sum(turns_s) for each_s in (course.round_s, course.longest_s))
+    counts = tuple(
+        min(course.slices, int(max(least, min(few, most), fits))) for least, few in zip(needed, liked, strict=True)
+    )
     taking_s = sum(count * turn_s for count, turn_s in zip(counts, turns_s, strict=True))
-    if (round_s := sum(load_s) + taking_s) > course.longest_s:
+    if (round_s := besides_s + taking_s) > course.longest_s:
         raise TooLongError(round_s)
+    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / max(load_s))))
     return _Turns(loads, counts, tuple(queries), tuple(steps))
+
+
+def _warm_s(probe: Slice) -> float:
+    """Return how long the steps take that a query which is divided begins with, so that what it needs is there."""
+    return sum(islice(chain(probe.samples["ttft_ms"], probe.samples["token_ms"]), _WARM_STEPS)) / 1e3
 
 
 def _divide(workload: Workload, probe: Slice, slice_s: float) -> tuple[int, ...]:

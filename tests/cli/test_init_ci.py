@@ -227,7 +227,7 @@ def clone(tmp_path, monkeypatch):
         monkeypatch.chdir(origin)
         invoke("init-ci", system, "checkpoint", "--profile", "int8", "--force")
         git(origin, "add", "--all")
-        git(origin, "commit", "-m", "change")
+        git(origin, "commit", "--allow-empty", "-m", "change")
         git(tmp_path, "clone", str(origin), "work")
         git(work, "checkout", "--detach")
         return work

@@ -60,6 +60,14 @@ def test_one_odd_value_among_equal_ones_says_little():
     assert -1e-3 < estimate.low(0.001) < 0 < estimate.high(0.001) < 1e-3
 
 
+def test_one_odd_round_does_not_say_that_anything_can_be():
+    rng = np.random.default_rng(7)
+    found = [rng.normal(0, 1e-4, (1, 3)) + np.array([0.0, 0.0, 0.3 * (number == 3)]) for number in range(6)]
+    estimate = hierarchical(found, CANDIDATE)
+    assert estimate.stretch == 2
+    assert -0.25 < estimate.low(0.025) < 0 < 0.05 < estimate.high(0.025) < 0.35
+
+
 def test_spikes_do_not_shift_the_mean_of_two_baselines_beside_one_candidate():
     rng = np.random.default_rng(2)
     found = [rng.normal(0, 0.01, (8, 3)) + np.where(rng.random((8, 3)) < 0.2, 0.5, 0.0) for _ in range(400)]
