@@ -82,7 +82,7 @@ def _rows(condition: str, records: Sequence[Record]) -> list[dict]:
                 "condition": condition,
                 "slower": case,
                 "gates": len(mine),
-                "alarms": {name: sum(alarms) for name, alarms in ways.items()},
+                "alarms": {name: (sum(alarms), len(alarms)) for name, alarms in ways.items()},
                 "passes": verdicts.count("pass"),
                 "inconclusive": verdicts.count("inconclusive"),
                 "void": sum(record["void"] is not None for record in mine),
@@ -138,7 +138,7 @@ def _words(conditions: dict[str, Sequence[Record]]) -> list[str]:
     machines = {json.dumps(record["machine"], sort_keys=True) for records in conditions.values() for record in records}
     about = [", ".join(f"{key} {value}" for key, value in json.loads(machine).items()) for machine in sorted(machines)]
     return [
-        "A network of 100 equal products (about a millisecond on one core) is gated by itself, and by itself with 2, 5",
+        "A network of 100 equal products (about a millisecond on one core) is gated by a copy of itself, and with 2, 5",
         "and 10 layers more. Usual metrics and margins, one thread, 60 s at most. *hog*: another program computes all",
         "the time. Gates of all cases take turns. Raw data: `bench/results/gate/*.jsonl.gz` (`make bench-gate`).",
         "",
@@ -173,7 +173,7 @@ def _table(rows: Sequence[dict]) -> list[str]:
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        alarms = [_share(count, row["gates"]) for count in row["alarms"].values()]
+        alarms = [_share(*counts) for counts in row["alarms"].values()]
         cells = [
             row["condition"],
             f"{row['slower']} %",
@@ -275,8 +275,8 @@ def _plot(rows: Sequence[dict], path: Path) -> None:
     for axis, condition in zip(axes.flat, conditions, strict=False):
         mine = [row for row in rows if row["condition"] == condition]
         for number, way in enumerate(mine[0]["alarms"]):
-            shares = [100 * row["alarms"][way] / row["gates"] for row in mine]
-            bounds = [binomtest(row["alarms"][way], row["gates"]).proportion_ci(method="wilson") for row in mine]
+            shares = [100 * row["alarms"][way][0] / row["alarms"][way][1] for row in mine]
+            bounds = [binomtest(*row["alarms"][way]).proportion_ci(method="wilson") for row in mine]
             errors = [
                 [share - 100 * bound.low for share, bound in zip(shares, bounds, strict=True)],
                 [100 * bound.high - share for share, bound in zip(shares, bounds, strict=True)],

@@ -19,8 +19,6 @@ from edgec.errors import BundleError
 from edgec.spec.operation import Kernel, Operation
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import onnx_ir as ir
 
     from edgec.frontends.architecture import Decoder
@@ -196,6 +194,7 @@ class Backend(Protocol):
         MARKER: the file by which its artifacts are known.
         EXTRA: the extra that installs what it needs to compile, None for the core.
         PACKAGES: packages that decide the bytes of its artifacts.
+        RUNTIME: module that runs them.
         LIMITS: what it stores, and what it cannot.
         NETWORKS: the same for networks.
     """
@@ -203,6 +202,7 @@ class Backend(Protocol):
     MARKER: str
     EXTRA: str | None
     PACKAGES: tuple[str, ...]
+    RUNTIME: str
     LIMITS: Limits
     NETWORKS: NetworkLimits
 
@@ -319,9 +319,9 @@ def get_backend(name: str) -> Backend:
 
 
 def import_runtime(backend: Backend) -> None:
-    """Import what runs a backend's artifacts, which is no part of loading one; nothing where it is not installed."""
-    with suppress(ImportError):
-        import_module(f"{cast('ModuleType', backend).__name__}.network_session")
+    """Import what runs a backend's artifacts, which is no part of loading one; loading tells if it is not there."""
+    with suppress(ImportError, OSError):
+        import_module(backend.RUNTIME)
 
 
 def backend_of(artifact: Path) -> Backend:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PROMPT_TOKENS, _NEW_TOKENS = 128, 64
 _RUNS, _REPEATS = 100, 5
-# With fewer rounds a bootstrap often draws the same round throughout, and intervals reach too far to say anything.
+# With fewer rounds a bootstrap often draws the same round throughout, and says little of how far intervals reach.
 _ROUNDS, _FEWEST_ROUNDS = 8, 5
 _COUNT = click.IntRange(min=1)
 # As edgec/measure/workload.py has it, which takes too long to import for `edgec --help`.

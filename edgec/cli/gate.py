@@ -89,14 +89,11 @@ def _report(report: str, *, as_json: bool) -> tuple[str, Path | None]:
 
 def _check_places(reports: list[tuple[str, Path | None]], history: Path | None) -> None:
     """Refuse to write two things into one file, of which the second would replace or garble the first."""
-    from edgec.gate.formats import Published, get_format
+    from edgec.gate.formats import get_format
 
     places: dict[Path, str] = {history.resolve(): "--history"} if history else {}
     for name, path in reports:
-        form = get_format(name)
-        if path is None and isinstance(form, Published):
-            continue  # it goes where others do not
-        place = path or Path(form.DEFAULT_PATH or "-")
+        place = path or Path(get_format(name).DEFAULT_PATH or "-")
         key = place if str(place) == "-" else place.resolve()
         if key in places:
             where = "stdout" if str(place) == "-" else str(place)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgec import __version__
 from edgec.bundle.open import is_network_bundle
-from edgec.errors import EdgecError, UsageError
+from edgec.errors import EdgecError, UsageError, explain
 from edgec.gate.fits import check_bundles, check_metrics, check_quality, check_race, for_target
 from edgec.gate.history import run_facts
 from edgec.gate.limits import Gated, gated
@@ -62,10 +62,11 @@ def run_gate(candidate: Path, baseline: Path, file: GateFile, tick: Tick = lambd
                 seed=file.seed,
                 tick=lambda rounds: tick("round", rounds),
             )
-        except EdgecError as error:
+        except Exception as error:
             if overall(quality) != "fail":
                 raise
-            raced = Raced((), (), reason(error), ())  # a loss that was found is one, whatever the race ends with
+            # A loss that was found is one, whatever the race ends with.
+            raced = Raced((), (), reason(error if isinstance(error, EdgecError) else explain(error)), ())
     findings = (*raced.findings, *quality)
     if raced.void is None and all(finding.verdict == "reported" for finding in findings):
         raise UsageError(_NO_BOUND, hint=_SEE)

@@ -9,11 +9,14 @@ from edgec.gate.compare import spread
 from edgec.gate.limits import Limits
 from edgec.gate.metrics import Measured
 from edgec.gate.sequential import levels
+from edgec.gate.statistics import quantile
 from edgec.measure.race import Round
 
 _LOOKS = 4
 # How sure the plan wants to be that it will see a difference as large as that between allowed and margin.
 _POWER = 0.95
+# Degrees of freedom of errors that are as good as known.
+_MANY = 1_000_000
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -48,13 +51,15 @@ def plan_looks(
 
     Source: Wittes and Brittain (1990), internal pilots: planning by the noise alone leaves the error rate as it is.
     """
-    from scipy.special import ndtri
-
     first = len(rounds)
-    scores = float(ndtri(alpha / max(1, len(bounds))) + ndtri(1 - _POWER))
+    level = alpha / max(1, len(bounds))
     plans = {}
     for metric, bound in bounds.items():
-        wanted = spread(rounds, metric) * (scores / float(np.log(bound.margin / bound.allowed))) ** 2
-        last = first if wanted <= first else max(first, min(most, int(2 * wanted) + 1))
+        lengths = spread(rounds, metric) / float(np.log(bound.margin / bound.allowed)) ** 2
+        # Of few rounds, errors are not well known: the fewer they are, the more it takes to be sure.
+        now, later = (
+            lengths * (quantile(freedom, level) + quantile(freedom, 1 - _POWER)) ** 2 for freedom in (first - 1, _MANY)
+        )
+        last = first if now <= first else max(first, min(most, int(2 * later) + 1))
         plans[metric] = Plan(tuple(sorted({round(look) for look in np.linspace(first, last, _LOOKS)})))
     return plans

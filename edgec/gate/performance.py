@@ -217,7 +217,7 @@ def follow(
         tick(len(taken))
         elapsed_s = clock() - start
         first_s = first_s or elapsed_s
-        # The first round takes longer than others: it finds out how long queries take.
+        # Before the first round, it is found out how long queries take.
         round_s = (elapsed_s - first_s) / (len(taken) - 1) if len(taken) > 1 else first_s
         left = (wanted.time_limit_s - elapsed_s) / round_s if round_s else wanted.max_rounds
         possible = min(wanted.max_rounds, len(taken) + max(0, int(left)))

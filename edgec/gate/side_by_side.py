@@ -37,7 +37,7 @@ def put_side_by_side(
     Args:
         bundles: the others are compared with the first; one alone is measured.
         workloads: what all run.
-        rounds: at least five where there is something to compare; with fewer, intervals reach too far to say anything.
+        rounds: at least five where there is something to compare; with fewer, a bootstrap says little of intervals.
         threads: of the runtimes; None leaves that to them.
         confidence: of each interval.
         tick: called after each round.

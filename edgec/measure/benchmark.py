@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgec.backends.backend import backend_of
+from edgec.backends.backend import backend_of, import_runtime
 from edgec.backends.network import read_network_settings
 from edgec.measure.bandwidth import read_bandwidth_gb_per_s
 from edgec.measure.fingerprint import fingerprint
@@ -21,7 +21,7 @@ class Benchmark(msgspec.Struct, frozen=True):
 
     Args:
         latency: times of the decoder.
-        load_ms: from files to a session that is ready.
+        load_ms: from files to a session that is ready, in a process that has imported the runtime.
         peak_rss_bytes: of this process, Python included, while it loaded and ran the model.
         size_bytes: of all files of the artifact.
         weight_bytes_per_token: weights that the graph reads for each token.
@@ -60,9 +60,10 @@ def bench_decoder(
         UsageError: the tokens do not fit it.
         MissingRuntimeError: what would run it is not here.
     """
+    backend = backend_of(artifact)
+    import_runtime(backend)
     reset_peak_rss()
     start = time.perf_counter()
-    backend = backend_of(artifact)
     check_runs(backend, artifact, artifact)
     session = backend.open_session(artifact, "generate", threads=threads, max_length=prompt_tokens + new_tokens)
     load_ms = 1e3 * (time.perf_counter() - start)
@@ -90,9 +91,10 @@ def bench_network(artifact: Path, *, sizes: dict[str, int], runs: int, threads: 
         UsageError: it leaves no such sizes open.
         MissingRuntimeError: what would run it is not here.
     """
+    backend = backend_of(artifact)
+    import_runtime(backend)
     reset_peak_rss()
     start = time.perf_counter()
-    backend = backend_of(artifact)
     check_runs(backend, artifact, artifact)
     session = backend.open_network(artifact, "shipped", threads=threads)
     load_ms = 1e3 * (time.perf_counter() - start)

@@ -5,6 +5,7 @@ does in the meantime hits all of a round alike, because turns are short. Only on
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -34,8 +35,9 @@ _LOADING_S = 0.1
 _ARRIVALS = 8
 # What a process takes at most while it loads, as a multiple of its artifact.
 _COPIES = 2.5
-# How long a query takes is seen from the quickest of a few, as long as those take no longer than that.
-_PROBES, _PROBING_S = 4, 0.5
+# How long a query takes is seen from the quickest of a few, as long as those take no longer than that. The first one
+# finds nothing prepared, and is as good as another only if it takes seconds.
+_PROBES, _PROBING_S, _SECONDS = 3, 0.5, 2.0
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +51,9 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
             as much time in turns of 10 ms. In the scenario "server" it is at least 8 queries, which may wait for each
             other.
         slices: turns of each process for each workload, at most.
-        round_s: time that a round should take; where models are slow there are fewer turns, but at least three.
-        longest_s: time that a round may take; for that there is one turn, if need be.
+        round_s: time that a round should take; where models are slow there are fewer turns, but a few as far as
+            `longest_s` lets them.
+        longest_s: time that a round may take.
         at_least: name of a time -> how often a process takes it at least; turns become longer for that.
         together: all processes of a round are there at once and take turns; else one after the other, which takes the
             memory of one model at a time.
@@ -151,10 +154,12 @@ class _Scout(msgspec.Struct, frozen=True):
     """What a process that counts for nothing says of a bundle: how long it takes to load, and a query of each workload.
 
     Args:
+        start_s: until the process could begin to load.
         load_s: from files to a session that is ready.
         probes: of each workload a whole query.
     """
 
+    start_s: float
     load_s: float
     probes: tuple[Slice, ...]
 
@@ -200,17 +205,23 @@ def _some_cpus(threads: int | None, generator: np.random.Generator) -> tuple[int
 
 
 def _scout(bundle: Path, course: Course, cpus: tuple[int, ...] | None) -> _Scout:
+    begin = time.perf_counter()
     with workers(1) as (process,):
         process.open(bundle, course.workloads, course.threads, cpus)
         load_s = process.load() / 1e3
-        return _Scout(load_s, tuple(_probe(process, number, each) for number, each in enumerate(course.workloads)))
+        start_s = time.perf_counter() - begin - load_s
+        probes = tuple(_probe(process, number, each) for number, each in enumerate(course.workloads))
+    return _Scout(start_s, load_s, probes)
 
 
 def _probe(process: Worker, number: int, workload: Workload) -> Slice:
     """Return a query of a workload, the quickest of a few."""
+    first = process.run(number, 1, 0).slice
+    if first.busy_s >= _SECONDS:
+        return first
     found: list[Slice] = []
     while not found or (len(found) < _PROBES and sum(probe.busy_s for probe in found) < _PROBING_S):
-        found.append(process.run(number, 1, len(found)).slice)
+        found.append(process.run(number, 1, 1 + len(found)).slice)
     return min(found, key=lambda probe: _answer_s(workload, probe))
 
 
@@ -235,18 +246,23 @@ def _plan(scouts: Sequence[_Scout], course: Course) -> _Turns:
         turns_s.append(queries[-1] * sum(answers_s))
         warm_s.append(sum(map(_warm_s, probes)) if steps[-1] else sum(answers_s))
         needed.append(max(-(-wanted // queries[-1]), 1))
-        liked.append(1 if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS)
-    load_s = [scout.load_s for scout in scouts]
-    besides_s = sum(load_s) + sum(warm_s)
-    fits, most = ((each_s - besides_s) / sum(turns_s) for each_s in (course.round_s, course.longest_s))
-    counts = tuple(
-        min(course.slices, int(max(least, min(few, most), fits))) for least, few in zip(needed, liked, strict=True)
-    )
-    taking_s = sum(count * turn_s for count, turn_s in zip(counts, turns_s, strict=True))
-    if (round_s := besides_s + taking_s) > course.longest_s:
-        raise TooLongError(round_s)
-    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / max(load_s))))
-    return _Turns(loads, counts, tuple(queries), tuple(steps))
+        fewest = 1 if workload.rate_per_s else _FEWEST_LONG if steps[-1] else _FEWEST_TURNS
+        liked.append(min(course.slices, fewest))
+    besides_s = sum(warm_s) + sum(scout.start_s + scout.load_s for scout in scouts)
+
+    def round_s(counts: Sequence[int]) -> float:
+        return besides_s + sum(count * turn_s for count, turn_s in zip(counts, turns_s, strict=True))
+
+    # As many turns as fit for all alike, but for what needs more; and those of few, as far as a round may take longer.
+    alike = ([max(least, count) for least in needed] for count in range(course.slices, 0, -1))
+    counts = next((each for each in alike if round_s(each) <= course.round_s), needed)
+    for number, few in enumerate(liked):
+        while counts[number] < few and round_s(counts) + turns_s[number] <= course.longest_s:
+            counts[number] += 1
+    if round_s(counts) > course.longest_s:
+        raise TooLongError(round_s(counts))
+    loads = min(_MOST_LOADS, max(1, int(_LOADING_S / max(scout.load_s for scout in scouts))))
+    return _Turns(loads, tuple(counts), tuple(queries), tuple(steps))
 
 
 def _warm_s(probe: Slice) -> float:

@@ -41,12 +41,14 @@ def test_a_command_exits_with_6(package, how, lowered_artifact, tmp_path):
         (artifact / "openvino_model.xml").touch()
         write_settings(artifact, {}, {}, vocab_size=320, context_length=64)
     (tmp_path / f"{package}.py").write_text(BROKEN[how])
-    command = [sys.executable, "-m", "edgec", "run", artifact, "--prompt", "The fox"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 6, done.stderr
-    assert f"cannot be loaded: {MISSING}" in done.stderr
-    assert "bug" not in done.stderr
+    lengths = ["--prompt-tokens", "4", "--new-tokens", "2"]
+    for arguments in (["run", artifact, "--prompt", "The fox"], ["bench", artifact, artifact, "--compare", *lengths]):
+        command = [sys.executable, "-m", "edgec", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 6, done.stderr
+        assert f"cannot be loaded: {MISSING}" in done.stderr
+        assert "bug" not in done.stderr
 
 
 def test_an_import_that_edgec_has_wrong_is_a_bug():

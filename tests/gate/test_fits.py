@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -118,10 +117,8 @@ def test_energy_is_gated_where_the_machine_tells_it(bundles, monkeypatch):
 
 def test_a_race_without_bounds_is_not_begun(bundles):
     file = GateFile(performance=Performance(metrics={}), quality=False)
-    start = time.monotonic()
     with pytest.raises(UsageError, match="nothing is judged"):
         run_gate(bundles[0], bundles[0], file, lambda *_: pytest.fail("it began"))
-    assert time.monotonic() - start < 5
 
 
 def test_a_bundle_that_was_changed_is_not_judged(bundles, tmp_path):

@@ -203,7 +203,7 @@ class TestPlans:
             assert seen[0] is seen[1]
             assert [list(scout.probes[0].samples) for scout in seen[1:]] == [["latency_ms"], ["ttft_ms", "token_ms"]]
 
-    def test_long_queries_are_probed_once(self):
+    def test_long_queries_are_probed_less_often(self):
         class Slow:
             def __init__(self, *times):
                 self.times = list(times)
@@ -212,16 +212,34 @@ class TestPlans:
                 return Ran(Slice({}, self.times.pop(0), 1), 1)
 
         for slow, found, left in (
-            (Slow(0.1, 0.01, 0.02, 0.03, 0.005), 0.01, 1),
-            (Slow(0.6, 0.5), 0.6, 1),
-            (Slow(0.3, 0.25, 0.2), 0.25, 1),
+            (Slow(0.1, 0.02, 0.01, 0.03, 0.005), 0.01, 1),
+            (Slow(0.1, 0.3, 0.25, 0.1), 0.25, 1),
+            (Slow(1.9, 0.6, 0.5), 0.6, 1),  # the first one finds nothing prepared
+            (Slow(2.1, 2.0), 2.1, 1),
         ):
             assert racing._probe(slow, 0, Workload()).busy_s == found
             assert len(slow.times) == left
 
+    def test_a_workload_that_needs_many_turns_leaves_fewer_to_the_others(self):
+        workloads = (Workload(new_tokens=32), Workload(new_tokens=256))
+        times = [{"ttft_ms": (each,), "token_ms": (each,) * count} for each, count in ((1.8, 32), (1.45, 256))]
+        probes = tuple(Slice(each, sum(map(sum, each.values())) / 1e3, 1) for each in times)
+        course = Course(workloads=workloads, round_s=7.5, longest_s=8.57, at_least={"token_ms": 662})
+        turns = racing._plan([racing._Scout(0.1, 0.05, probes)] * 3, course)
+        assert turns.counts[0] == 21
+        assert turns.counts[1] == 3
+
+    def test_what_starting_takes_is_a_part_of_the_round(self):
+        course = Course(workloads=(Workload(),), round_s=7.5)
+        few, many = (
+            racing._plan([racing._Scout(start_s, 0.1, _scout(0.2).probes)] * 3, course).counts[0]
+            for start_s in (1.0, 0.1)
+        )
+        assert (few, many) == (5, 10)  # of 0.6 s, after one that warms up
+
 
 def _scout(query_s, **samples):
-    return racing._Scout(0.01, (Slice({"latency_ms": (1e3 * query_s,), **samples}, query_s, 1),))
+    return racing._Scout(0.0, 0.01, (Slice({"latency_ms": (1e3 * query_s,), **samples}, query_s, 1),))
 
 
 def _fields(course):

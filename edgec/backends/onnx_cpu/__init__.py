@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MARKER = "genai_config.json"
 EXTRA = None
 PACKAGES: tuple[str, ...] = ()
+RUNTIME = "onnxruntime"
 # Measured with ONNX Runtime 1.31. Floats are widened to float32 when they are loaded, one weight at a time; behind the
 # cast of a float16 table its transpose is folded into a second table. MatMulNBits packs its codes anew, with scales and
 # sums of blocks beside the scales that are read. GroupQueryAttention writes no scores.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MARKER = "openvino_model.xml"
 EXTRA = "openvino"
 PACKAGES = ("openvino", "openvino-tokenizers")
+RUNTIME = "openvino.opset13"
 # Measured with OpenVINO 2026.4, computing in float32; a CPU that computes in bfloat16 needs less. Weights are there
 # twice: mapped from the file (float16 ones widened), and packed for the kernels. The cache grows by doubling, and what
 # its old buffers took is not always used again. After a prompt's first piece, attention writes the scores of all heads.

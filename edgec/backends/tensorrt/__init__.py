@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MARKER = "tensorrt.json"
 EXTRA = "tensorrt"
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
+RUNTIME = "tensorrt_rtx_bindings"
 # Derived, not measured: past and present are inputs and outputs of the engine, so both are there. Activations, mask and
 # scores are what TensorRT-RTX 1.7 says of the engines that it builds ("Total Activation Memory" of SmolLM2-135M: 18 MB
 # in fp16 with 2048 tokens, 33 MB with 8192, 106 MB in fp32 with 2048). Of `runtime_bytes`, 51 MB are kernels, in every
