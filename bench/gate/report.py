@@ -293,8 +293,10 @@ def _plot(rows: Sequence[dict], path: Path) -> None:
         axis.set_title(condition)
         axis.set_xlabel("more work in the candidate")
     axes[0][0].set_ylabel("alarms, %")
-    axes[0][0].legend(loc="upper left")
-    figure.tight_layout()
+    for axis in axes.flat[len(conditions) :]:
+        axis.set_visible(False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (4 * high)))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncol=5)
     figure.savefig(path, dpi=110)
 
 
