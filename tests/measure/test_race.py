@@ -226,8 +226,7 @@ class TestPlans:
         probes = tuple(Slice(each, sum(map(sum, each.values())) / 1e3, 1) for each in times)
         course = Course(workloads=workloads, round_s=7.5, longest_s=8.57, at_least={"token_ms": 662})
         turns = racing._plan([racing._Scout(0.1, 0.05, probes)] * 3, course)
-        assert turns.counts[0] == 21
-        assert turns.counts[1] == 3
+        assert turns.counts == (21, 3)
 
     def test_what_starting_takes_is_a_part_of_the_round(self):
         course = Course(workloads=(Workload(),), round_s=7.5)
@@ -397,9 +396,6 @@ class TestDeaths:
         assert process.returncode == code
         assert "Traceback" not in said
         assert waits_for(lambda: not any(map(alive, found)))
-
-
-# Answers after 0.1 s for each query, and for none after a minute.
 
 
 def state(pid):
